@@ -1,0 +1,121 @@
+"""The command line: parse, call one function, print.
+
+Every command imports what it needs when it runs, so that those which need no model start at once. An `LlmforgeError` is
+printed without a traceback and ends with exit code 2; anything else is a bug and shows one.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from llmforge import __version__
+from llmforge.errors import LlmforgeError
+
+app = typer.Typer(
+    help="Fine-tune large language models on a Ray cluster from one job file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form on every supported Python
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over the job file, such as lora_config.r=16."),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own output and where the time went.")]
+
+
+@app.command()
+def train(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint of the run.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prepare the data, train, evaluate and save: the whole job."""
+    from llmforge.cli.train import run_train
+
+    run_train(job_file, overrides or [], resume=resume, verbose=verbose)
+
+
+@app.command()
+def validate(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    schema_only: Annotated[bool, typer.Option("--schema-only", help="Leave the named files alone.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Go on to check every row of the data.")] = False,
+) -> None:
+    """Check a job before any machine is taken."""
+    from llmforge.cli.validate import run_validate
+
+    print(run_validate(job_file, overrides or [], schema_only=schema_only))
+    if data:
+        from llmforge.cli.check_data import run_check_data
+
+        print(run_check_data(job_file, overrides or []))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a job file, for editors."""
+    import json
+
+    from llmforge.config.job import job_json_schema
+
+    print(json.dumps(job_json_schema(), indent=2))
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
+    prompt: Annotated[Optional[str], typer.Option(help="One user message.")] = None,  # noqa: UP007, UP045
+    messages: Annotated[Optional[Path], typer.Option(help="JSONL of `messages`, one prompt a line.")] = None,  # noqa: UP007, UP045
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP007, UP045
+    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP007, UP045
+) -> None:
+    """Answer a prompt with a trained model; the answer goes to stdout, everything else to stderr."""
+    from llmforge.cli.generate import run_generate
+
+    run_generate(source, prompt, messages, checkpoint, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.command()
+def chat(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
+    system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP007, UP045
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP007, UP045
+    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP007, UP045
+) -> None:
+    """Talk to a trained model."""
+    from llmforge.cli.chat import run_chat
+
+    run_chat(source, checkpoint, system=system, max_tokens=max_tokens, temperature=temperature)
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Options before any command."""
+    if show:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `llmforge` command."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    package_logger = logging.getLogger("llmforge")
+    package_logger.addHandler(handler)
+    package_logger.setLevel(logging.INFO)
+    try:
+        app()
+    except LlmforgeError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,235 @@
+"""Defaults that depend on other things: a job and facts in, the same job with its gaps filled out.
+
+`resolve_job` needs the cluster and the model's `config.json`; `size_job` needs the measured data. Both are pure: the
+same arguments give the same job. Choices a person may wonder about are logged with their reason. What the job says is
+never changed; what cannot work on this cluster or model is a ConfigError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from llmforge.config.deepspeed import zero_stage_of
+from llmforge.config.families import find_family
+from llmforge.config.finding import descend
+from llmforge.config.job import JobConfig
+from llmforge.config.prompt_format import GenerationConfig
+from llmforge.config.training import AdamW, DeepSpeedFile
+from llmforge.config.zero import ModelSize, choose_zero_stage
+from llmforge.errors import ConfigError, Problem
+
+_LOG = logging.getLogger(__name__)
+DEFAULT_TRAIN_BATCH_SIZE = 4
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What is known before any data is read."""
+
+    has_gpu: bool
+    started_at: datetime
+    device_memory_bytes: int | None = None
+    """Memory of one device; None where it is not known."""
+    model_context_length: int | None = None
+    """`max_position_embeddings` of the model."""
+    num_parameters: int | None = None
+    hidden_size: int | None = None
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """What the data stage measured; lengths are in tokens."""
+
+    length_p95: int
+    """95th percentile of the lengths of the training examples."""
+    longest_tokens: int
+    num_train_samples: int | None = None
+    """Sequences per epoch, packs where the job packs; None before they are made."""
+    model_context_length: int | None = None
+
+
+def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
+    """The job with every default filled in that does not need the measured data.
+
+    `read_deepspeed` comes first; a DeepSpeed section that still names a file is left alone. Raises ConfigError.
+    """
+    gpu = _uses_gpu(job, facts)
+    precision = _precision(job, gpu)
+    _check_facts(job, facts, precision)
+    digest = job_digest(job)
+    job = job.model_copy(
+        update={
+            "task": _task(job),
+            "accelerator": "gpu" if gpu else "cpu",
+            "precision": precision,
+            "attention": _attention(job, gpu),
+            "packing": job.padding is None if job.packing is None else job.packing,
+            "padding": job.padding or (None if job.packing in (None, True) else "longest"),
+            "learning_rate": job.learning_rate or (1e-4 if job.method == "lora" else 1e-5),
+            "train_batch_size_per_device": job.train_batch_size_per_device or DEFAULT_TRAIN_BATCH_SIZE,
+            "optimizer": _optimizer(job, gpu),
+            "lora_config": _lora_config(job),
+            "generation_config": _generation_config(job),
+        }
+    )
+    job = job.model_copy(update={"deepspeed": _deepspeed(job, facts)})
+    return job.model_copy(update={"run_name": job.run_name or _default_run_name(job, facts.started_at, digest)})
+
+
+def size_job(job: JobConfig, sizes: DataSizes) -> JobConfig:
+    """The resolved job with `context_length`, and with `num_epochs` and `max_steps` once the sequences are counted.
+
+    After that `max_steps` is the number of optimizer steps of the run. Raises ConfigError where there is nothing to
+    train on.
+    """
+    job = job.model_copy(update={"context_length": job.context_length or _context_length(sizes)})
+    if sizes.num_train_samples is None:
+        return job
+    if sizes.num_train_samples == 0:
+        raise ConfigError("train_path: found no sequence to train on; the data stage's statistics say what was dropped")
+    per_epoch = steps_per_epoch(job, sizes.num_train_samples)
+    num_epochs = job.num_epochs
+    if num_epochs is None and job.max_steps is None:
+        num_epochs = math.ceil(job.min_update_steps / per_epoch)
+        reason = f"at least {job.min_update_steps} steps, of which an epoch has {per_epoch}"
+        _LOG.info("num_epochs: %d, for %s", num_epochs, reason)
+    limits = [limit for limit in (job.max_steps, num_epochs and num_epochs * per_epoch) if limit is not None]
+    max_steps = min(limits)
+    return job.model_copy(update={"max_steps": max_steps, "num_epochs": num_epochs or math.ceil(max_steps / per_epoch)})
+
+
+def global_batch_size(job: JobConfig) -> int:
+    """Sequences per optimizer step over all devices."""
+    micro_batch = job.train_batch_size_per_device or DEFAULT_TRAIN_BATCH_SIZE
+    return micro_batch * job.gradient_accumulation_steps * job.num_devices
+
+
+def steps_per_epoch(job: JobConfig, num_train_samples: int) -> int:
+    """Optimizer steps that take every sequence once; the last may be smaller."""
+    return math.ceil(num_train_samples / global_batch_size(job))
+
+
+def job_digest(job: JobConfig) -> str:
+    """Eight hexadecimal digits that name a submitted job: they end the default names of its runs.
+
+    Neither `run_name` counts nor the DeepSpeed section, which may still stand in a file.
+    """
+    text = job.model_dump_json(exclude={"run_name", "deepspeed"})
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def measured_context_length(length_p95: int, model_context_length: int | None) -> tuple[int, str]:
+    """(the default context length, its reason): the 95th percentile rounded up to a power of two, or the model's."""
+    rounded = max(8, 1 << (length_p95 - 1).bit_length())
+    if model_context_length is not None and rounded > model_context_length:
+        return model_context_length, f"the model's own; 95 of 100 examples have at most {length_p95} tokens"
+    return rounded, f"95 of 100 examples have at most {length_p95} tokens, rounded up to a power of two"
+
+
+def _default_run_name(job: JobConfig, started_at: datetime, digest: str) -> str:
+    """Made of characters that every file system and object store takes."""
+    model = job.custom_model_tag or job.model_id.rstrip("/").split("/")[-1]
+    name = f"{model[:64]}-{job.task}-{started_at:%Y%m%d-%H%M%S}-{digest}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")
+
+
+def _uses_gpu(job: JobConfig, facts: JobFacts) -> bool:
+    if job.accelerator == "auto" and not facts.has_gpu:
+        _LOG.info("accelerator: cpu, since the cluster has no GPU")
+    return facts.has_gpu if job.accelerator == "auto" else job.accelerator == "gpu"
+
+
+def _precision(job: JobConfig, gpu: bool) -> str:
+    if job.precision != "auto":
+        return job.precision
+    inline = {} if job.deepspeed is None or isinstance(job.deepspeed, DeepSpeedFile) else job.deepspeed
+    for precision in ("bf16", "fp16"):
+        if descend(inline, (precision, "enabled"))[1] is True:
+            _LOG.info("precision: %s, since the deepspeed section enables it", precision)
+            return precision
+    return "bf16" if gpu else "fp32"
+
+
+def _check_facts(job: JobConfig, facts: JobFacts, precision: str) -> None:
+    problems = []
+    if job.accelerator == "gpu" and not facts.has_gpu:
+        problems.append(Problem("found gpu, but the cluster has none; choose auto or cpu, or add a GPU", "accelerator"))
+    if precision == "fp16" and (job.accelerator == "cpu" or not facts.has_gpu):
+        problems.append(Problem("found fp16, allowed on CPUs: bf16, fp32 or auto", "precision"))
+    longest = facts.model_context_length
+    too_long = longest is not None and job.context_length is not None and job.context_length > longest
+    if too_long and job.embedding_scaling_technique == "none":
+        found = f"found {job.context_length}, allowed is at most {longest}, the longest sequence of {job.model_id}"
+        problems.append(Problem(found, "context_length"))
+    if problems:
+        raise ConfigError.from_problems(problems)
+
+
+def _task(job: JobConfig) -> str:
+    if job.task is not None:
+        return job.task
+    if job.classifier_config is not None:
+        return "classification"
+    if job.preference_tuning_config is not None:
+        return "preference_tuning"
+    _LOG.info("task: instruction_tuning, only assistant turns carry loss (the closed original's default was causal_lm)")
+    return "instruction_tuning"
+
+
+def _attention(job: JobConfig, gpu: bool) -> str:
+    if job.attention != "auto":
+        return job.attention
+    if gpu and job.flash_attention_2:
+        _LOG.info("attention: sdpa; flash_attention_2 is not used yet")
+    return "sdpa"
+
+
+def _optimizer(job: JobConfig, gpu: bool) -> Any:
+    if isinstance(job.optimizer, AdamW) and job.optimizer.fused is None:
+        return job.optimizer.model_copy(update={"fused": gpu})
+    return job.optimizer
+
+
+def _lora_config(job: JobConfig) -> Any:
+    if job.lora_config is None or job.lora_config.target_modules is not None or job.lora_config.target_parameters:
+        return job.lora_config
+    family = find_family(job.model_id)
+    targets = family.lora_target_modules if family is not None else ()
+    return job.lora_config.model_copy(update={"target_modules": targets or "all-linear"})
+
+
+def _generation_config(job: JobConfig) -> GenerationConfig:
+    """The job's, completed by the family's format; the family's stop tokens belong to its format."""
+    config = job.generation_config or GenerationConfig()
+    family = find_family(job.model_id)
+    stops: tuple[str, ...] = ()
+    if config.prompt_format is None and family is not None:
+        config = config.model_copy(update={"prompt_format": family.prompt_format})
+        stops = family.stopping_sequences
+    return config if config.stopping_sequences is not None else config.model_copy(update={"stopping_sequences": stops})
+
+
+def _deepspeed(job: JobConfig, facts: JobFacts) -> Any:
+    if isinstance(job.deepspeed, DeepSpeedFile):
+        return job.deepspeed
+    if job.deepspeed is not None and descend(job.deepspeed, ("zero_optimization", "stage"))[1] != "auto":
+        _LOG.info("ZeRO stage %d, from the deepspeed section", zero_stage_of(job.deepspeed))
+        return job.deepspeed
+    trained_share = 1.0 if job.method == "full" else 0.01
+    size = ModelSize(facts.num_parameters, trained_share, 4 if job.precision == "fp32" else 2)
+    stage, reason = choose_zero_stage(size, job.num_devices, facts.device_memory_bytes)
+    _LOG.info("ZeRO stage %d: %s", stage, reason)
+    given: Any = job.deepspeed or {}
+    return given | {"zero_optimization": given.get("zero_optimization", {}) | {"stage": stage}}
+
+
+def _context_length(sizes: DataSizes) -> int:
+    chosen, reason = measured_context_length(sizes.length_p95, sizes.model_context_length)
+    _LOG.info("context_length: %d; %s, the longest has %d", chosen, reason, sizes.longest_tokens)
+    return chosen

@@ -1,0 +1,204 @@
+"""The keys of a job that say how it is trained: task, batch, schedule, optimizer, DeepSpeed, evaluation.
+
+`TrainingKeys` is one of the groups of keys that `JobConfig` is made of.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from llmforge.config.base import FreeValue, StrictModel
+
+Task = Literal["instruction_tuning", "causal_lm", "classification", "preference_tuning"]
+AtLeastOne = Annotated[int, Field(ge=1)]
+WeightDecay = Annotated[float, Field(ge=0, le=1)]
+Epsilon = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(StrictModel):
+    """AdamW of torch."""
+
+    type: Literal["adamw"] = "adamw"
+    """Which optimizer."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: Epsilon = 1e-8
+    """Added to the denominator."""
+    weight_decay: WeightDecay = 0.0
+    """Decoupled weight decay; not applied to biases and norms."""
+    fused: bool | None = None
+    """One kernel for all parameters. Default: on GPUs."""
+
+
+class AdamW8bit(StrictModel):
+    """AdamW with its state in 8 bits, by bitsandbytes."""
+
+    type: Literal["adamw_8bit"]
+    """Which optimizer."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay of the running mean of the gradient and of its square."""
+    eps: Epsilon = 1e-8
+    """Added to the denominator."""
+    weight_decay: WeightDecay = 0.0
+    """Decoupled weight decay; not applied to biases and norms."""
+
+
+class Adafactor(StrictModel):
+    """Adafactor: the second moment as row and column sums."""
+
+    type: Literal["adafactor"]
+    """Which optimizer."""
+    decay_rate: Annotated[float, Field(ge=-1, le=0)] = -0.8
+    """Exponent of the decay of the second moment."""
+    clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    """Largest root mean square of an update."""
+    weight_decay: WeightDecay = 0.0
+    """Weight decay."""
+
+
+class Sgd(StrictModel):
+    """Stochastic gradient descent."""
+
+    type: Literal["sgd"]
+    """Which optimizer."""
+    momentum: Decay = 0.0
+    """Momentum."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: WeightDecay = 0.0
+    """Weight decay."""
+
+
+def _optimizer_type(value: object) -> object:
+    return value.get("type", "adamw") if isinstance(value, dict) else getattr(value, "type", "adamw")
+
+
+OptimizerConfig = Annotated[
+    Annotated[AdamW, Tag("adamw")]
+    | Annotated[AdamW8bit, Tag("adamw_8bit")]
+    | Annotated[Adafactor, Tag("adafactor")]
+    | Annotated[Sgd, Tag("sgd")],
+    Discriminator(_optimizer_type),
+]
+"""One optimizer, chosen by `type`."""
+
+
+class DeepSpeedFile(StrictModel):
+    """A DeepSpeed configuration in a file of its own."""
+
+    config_path: Annotated[str, Field(min_length=1)]
+    """Path of the JSON file, from the working directory."""
+
+
+def _deepspeed_kind(value: object) -> str:
+    is_file = isinstance(value, DeepSpeedFile) or (isinstance(value, dict) and "config_path" in value)
+    return "file" if is_file else "inline"
+
+
+DeepSpeed = Annotated[
+    Annotated[DeepSpeedFile, Tag("file")] | Annotated[dict[str, FreeValue], Tag("inline")],
+    Discriminator(_deepspeed_kind),
+]
+"""A file, or DeepSpeed's configuration itself."""
+
+
+class CheckpointFrequency(StrictModel):
+    """How often the model is evaluated and saved; the end of the run always is."""
+
+    unit: Literal["epochs", "steps"] = "epochs"
+    """What is counted."""
+    frequency: AtLeastOne = 1
+    """Every so many."""
+
+
+class EarlyStopping(StrictModel):
+    """End the run when the validation loss no longer falls."""
+
+    patience: AtLeastOne = 3
+    """Evaluations without improvement that end the run."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A loss must fall by more than this to count as better."""
+
+
+class LogprobScaling(StrictModel):
+    """Workers that compute the reference model's log-probabilities."""
+
+    custom_resources: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Ray resources of each worker."""
+    concurrency: AtLeastOne = 1
+    """Number of workers."""
+    batch_size: AtLeastOne = 1
+    """Rows per batch."""
+
+
+class PreferenceTuningConfig(StrictModel):
+    """Learning from pairs of a chosen and a rejected answer."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Strength of the pull towards the reference model."""
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = "dpo"
+    """Loss function."""
+    logprob_processor_scaling_config: LogprobScaling | None = None
+    """Workers of their own for the reference model."""
+
+
+class ClassifierConfig(StrictModel):
+    """Choosing one of several labels."""
+
+    label_tokens: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Texts of the labels, one token each."""
+    eval_metrics: tuple[Literal["prauc", "accuracy", "f1"], ...] = ("accuracy",)
+    """Metrics on the label distribution."""
+
+
+class TrainingKeys(StrictModel):
+    """Training."""
+
+    task: Task | None = None
+    """What carries loss: every assistant turn (`instruction_tuning`), every token (`causal_lm`), the last assistant
+    turn (`classification`, `preference_tuning`). Default: `instruction_tuning`, or what `classifier_config` or
+    `preference_tuning_config` imply. (The closed original's default was `causal_lm`.)"""
+    num_epochs: AtLeastOne | None = None
+    """Passes over the training data. Default: enough for `min_update_steps`."""
+    max_steps: AtLeastOne | None = None
+    """Optimizer steps. With `num_epochs` as well, the run ends at whichever comes first."""
+    min_update_steps: AtLeastOne = 100
+    """Without `num_epochs` and `max_steps`: train for as many epochs as this many optimizer steps take."""
+    train_batch_size_per_device: AtLeastOne | None = None
+    """Sequences per micro-batch on each device. Default: 4."""
+    eval_batch_size_per_device: AtLeastOne = 1
+    """Sequences per batch on each device in evaluation."""
+    gradient_accumulation_steps: AtLeastOne = 1
+    """Micro-batches per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Highest learning rate. Default: 1e-4 with `lora_config`, 1e-5 without."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up: falls to zero along a cosine or a line, or stays."""
+    num_warmup_steps: Annotated[int, Field(ge=0)] = 10
+    """Steps in which the learning rate rises from zero."""
+    optimizer: OptimizerConfig = AdamW()
+    """Optimizer, chosen by `type`: `adamw`, `adamw_8bit`, `adafactor` or `sgd`."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Scale the gradient down to this norm; null for no limit."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Number format of the computation; `auto` is bf16 on GPUs and fp32 on CPUs."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Seed of all random choices: order of the data, adapter, dropout."""
+    deepspeed: DeepSpeed | None = None
+    """DeepSpeed configuration: `{config_path: file.json}` or the configuration itself; `auto` values are filled in.
+    Default: a ZeRO stage chosen from the sizes, printed with its reason."""
+    checkpoint_and_evaluation_frequency: CheckpointFrequency = CheckpointFrequency()
+    """How often the model is evaluated and saved."""
+    num_checkpoints_to_keep: AtLeastOne = 1
+    """Keep this many checkpoints, the best by validation loss; the latest is never deleted."""
+    eval_first: bool = False
+    """Evaluate before the first step."""
+    early_stopping: EarlyStopping | None = None
+    """End the run when the validation loss no longer falls. Default: off."""
+    preference_tuning_config: PreferenceTuningConfig | None = None
+    """Learn from pairs of a chosen and a rejected answer; implies `task: preference_tuning`."""
+    classifier_config: ClassifierConfig | None = None
+    """Learn to choose a label; implies `task: classification`."""

@@ -1,0 +1,112 @@
+"""What the schema knows and llmforge cannot do yet: one table, refused and never ignored.
+
+Works on the plain data of a job, valid or not, so that nothing here hides behind another problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from llmforge.config.finding import Finding, Path, descend
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """One row: what is refused at a path."""
+
+    path: Path
+    """`"*"` stands for the value itself where it is not a list, for every item where it is one."""
+    refuses: Callable[[Any], bool]
+    instead: str
+    """What works today."""
+
+
+def _given(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _other_than(*supported: Any) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value not in supported
+
+
+def _has_scheme(*schemes: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value.split("://")[0] in schemes and "://" in value
+
+
+def _is_other_source(value: Any) -> bool:
+    """Anything but the name of one JSONL file, local or in S3."""
+    if not isinstance(value, str):
+        return False
+    scheme = value.split("://")[0] if "://" in value else "file"
+    return scheme not in ("file", "s3") or any(sign in value for sign in "*?[") or not value.endswith(".jsonl")
+
+
+def _source_rows(key: str) -> tuple[_Missing, ...]:
+    files = "allowed for now: local files and s3:// uris that end in .jsonl, listed one by one"
+    plain = "allowed for now: files without settings of their own"
+    return (
+        _Missing((key, "*"), _is_other_source, files),
+        _Missing((key, "*", "path"), _is_other_source, files),
+        _Missing((key, "*", "weight"), _given, plain),
+        _Missing((key, "*", "format"), _other_than("auto", "messages"), "allowed for now: auto, messages"),
+        _Missing((key, "*", "columns"), _given, plain),
+    )
+
+
+_TASKS = ("instruction_tuning", "causal_lm")
+_TABLE: tuple[_Missing, ...] = (
+    _Missing(("task",), _other_than(*_TASKS), f"allowed for now: {', '.join(_TASKS)}"),
+    _Missing(("preference_tuning_config",), _given, "remove it"),
+    _Missing(("classifier_config",), _given, "remove it"),
+    *_source_rows("train_path"),
+    *_source_rows("valid_path"),
+    _Missing(("dataset", "format"), _other_than("auto", "messages"), "allowed for now: auto, messages"),
+    _Missing(("dataset", "columns"), _given, "name the column messages"),
+    _Missing(("dataset", "over_length"), _other_than("drop", "error"), "allowed for now: drop, error"),
+    _Missing(("dataset", "deduplicate"), _given, "remove it"),
+    _Missing(("dataset", "load_kwargs"), _given, "remove it"),
+    _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
+    _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),
+    _Missing(("initial_adapter_model_ckpt_path", "repo_id"), _given, "download the adapter to a local folder"),
+    _Missing(("quantization",), _given, "remove it: the base weights are held in the job's precision"),
+    _Missing(("liger_kernel", "enabled"), _given, "set it to false"),
+    _Missing(("attention",), _other_than("auto", "sdpa", "eager"), "allowed for now: auto, sdpa, eager"),
+    _Missing(("embedding_scaling_technique",), _other_than("none"), "choose a context_length the model has"),
+    _Missing(("optimizer", "type"), _other_than("adamw"), "allowed for now: adamw"),
+    _Missing(("logger",), _given, "remove it: metrics.jsonl and the progress display are always on"),
+    _Missing(("evaluation",), _given, "remove it"),
+    _Missing(("generation_config", "prompt_format", "tool"), _given, "remove it, and tool messages from the data"),
+)
+
+
+def find_unsupported(data: dict[str, Any]) -> list[Finding]:
+    """Everything in the plain data of a job that is in the schema and not supported yet."""
+    findings = []
+    for row in _TABLE:
+        for path, value in _matches(data, row.path, ()):
+            if row.refuses(value):
+                findings.append(Finding(path, f"not supported yet ({row.instead})"))
+    return findings
+
+
+def unsupported_keys() -> list[tuple[str, str]]:
+    """For the documentation: (key, what works today), one for each thing that is refused."""
+    rows = ((".".join(str(part) for part in row.path if part != "*"), row.instead) for row in _TABLE)
+    return list(dict.fromkeys(rows))
+
+
+def _matches(data: Any, pattern: Path, path: Path) -> Iterator[tuple[Path, Any]]:
+    if not pattern:
+        yield path, data
+    elif pattern[0] == "*":
+        if isinstance(data, list):
+            for index, item in enumerate(data):
+                yield from _matches(item, pattern[1:], (*path, index))
+        else:
+            yield from _matches(data, pattern[1:], path)
+    else:
+        present, value = descend(data, pattern[:1])
+        if present:
+            yield from _matches(value, pattern[1:], (*path, pattern[0]))

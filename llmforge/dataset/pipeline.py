@@ -1,0 +1,245 @@
+"""The data stage as one readable chain: files -> conversations -> segments -> examples -> samples -> committed shards.
+
+In: a resolved job and the tokenizer's text. Out: a `PreparedDataset` below `output_dir`, in a folder named by the hash of
+everything that decides it; if that folder is there already, nothing is done. Rows are parsed and tokenized by Ray Data
+wherever it runs (`dataset/stage.py`); packing and writing happen in the driver.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmforge.config.job import JobConfig
+from llmforge.config.resolve import DataSizes, size_job
+from llmforge.dataset.examples import Collected, ExampleCollector, Examples
+from llmforge.dataset.packing import pack
+from llmforge.dataset.shards import Sample, SampleReader, Split, join_examples, shard_name, write_shard
+from llmforge.dataset.sources import LineBlock, plan_blocks
+from llmforge.dataset.stage import tokenized_tables
+from llmforge.dataset.stats import DatasetStats, LengthSummary, SplitStats, summarise_lengths
+from llmforge.dataset.tokenize import IGNORED_LABEL
+from llmforge.dataset.unused import INVALID, TOO_LONG, UnusedRow, as_jsonl, list_rows
+from llmforge.errors import DataError
+from llmforge.storage.base import Storage, join_uri, write_bytes
+from llmforge.storage.cache import fingerprint
+from llmforge.storage.manifest import commit_folder, fetch_folder, read_manifest
+
+STAGE_VERSION = 1
+"""Raised whenever the same inputs would give other samples."""
+
+DATA_FOLDER = "data"
+MAX_BLOCK_BYTES = 8 << 20
+MIN_BLOCK_BYTES = 64 << 10
+BLOCKS_PER_DEVICE = 4
+
+Progress = Callable[[int, int | None], None]
+"""Called with the rows done so far, and how many there are in all where that is known."""
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A committed prepared dataset; it travels to workers, which open it by themselves."""
+
+    name: str
+    """Hash of everything that decides the content."""
+    stats: DatasetStats
+    was_cached: bool
+
+    @property
+    def prefix(self) -> str:
+        """Where it lies below `output_dir`; all runs there share it."""
+        return f"{DATA_FOLDER}/{self.name}"
+
+    def open(self, split: Split, storage: Storage, cache_folder: Path) -> SampleReader:
+        """Fetch the shard to this node, verified, unless it is there, and map it into memory."""
+        manifest = read_manifest(storage, self.prefix)
+        if manifest is None:
+            uri = join_uri(storage.root_uri, self.prefix)
+            raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
+        folder = cache_folder / DATA_FOLDER / self.name
+        fetch_folder(storage, self.prefix, manifest, folder, paths=[shard_name(split)])
+        return SampleReader(folder / shard_name(split))
+
+
+def prepare(
+    job: JobConfig,
+    tokenizer_json: str,
+    storage: Storage,
+    cache_folder: Path,
+    *,
+    model_context_length: int | None,
+    progress: Progress = lambda done, total: None,
+) -> PreparedDataset:
+    """Run the data stage, or find its result. `storage` is rooted at the job's `output_dir`.
+
+    Raises `DataError` with every bad row (file, line, reason) when `dataset.on_invalid` is `error`, and when nothing is left
+    to train on.
+    """
+    name = _content_hash(job, tokenizer_json, model_context_length)
+    prefix = f"{DATA_FOLDER}/{name}"
+    manifest = read_manifest(storage, prefix)
+    if manifest is not None:
+        return PreparedDataset(name, DatasetStats.model_validate(manifest.metadata["stats"]), was_cached=True)
+    with tempfile.TemporaryDirectory(prefix="llmforge-data-") as scratch:
+        collected = _collect(job, tokenizer_json, cache_folder, Path(scratch), progress)
+        _check_rows(job, collected, storage, name)
+        folder = Path(scratch) / "prepared"
+        folder.mkdir()
+        stats = _assemble(job, collected, model_context_length, folder)
+        (folder / "stats.json").write_text(stats.model_dump_json(indent=2))
+        (folder / "dropped.jsonl").write_bytes(as_jsonl(collected.unused.rows))
+        commit_folder(storage, prefix, folder, metadata={"stats": stats.model_dump(mode="json")})
+    return PreparedDataset(name, stats, was_cached=False)
+
+
+def _content_hash(job: JobConfig, tokenizer_json: str, model_context_length: int | None) -> str:
+    decides = {
+        "stage": STAGE_VERSION,
+        "train": [asdict(fingerprint(source.path)) for source in job.train_sources],
+        "valid": [asdict(fingerprint(source.path)) for source in job.valid_sources],
+        "format": job.prompt_format.model_dump(mode="json"),
+        "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
+        "task": job.task,
+        "packing": job.packing,
+        "context_length": job.context_length or f"measured, at most {model_context_length}",
+        "dataset": job.dataset.model_dump(mode="json", exclude={"shuffle"}),
+        "seed": job.seed if job.dataset.valid_fraction is not None else None,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _collect(
+    job: JobConfig, tokenizer_json: str, cache_folder: Path, scratch: Path, progress: Progress
+) -> Collected:
+    """Tokenize all rows with Ray Data."""
+    has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
+    splits: list[Split] = ["train", "valid"] if has_validation else ["train"]
+    blocks = _plan(job, cache_folder)
+    with ExampleCollector(scratch, splits) as collector:
+        for table in tokenized_tables(job, blocks, tokenizer_json, cache_folder):
+            collector.add(table)
+            progress(collector.rows_in, None)
+    return collector.result()
+
+
+def _plan(job: JobConfig, cache_folder: Path) -> list[LineBlock]:
+    groups = ((job.train_sources, False), (job.valid_sources, True))
+    total_bytes = sum(fingerprint(source.path).size_bytes for sources, _ in groups for source in sources)
+    num_blocks = (job.num_data_blocks_per_device or BLOCKS_PER_DEVICE) * job.num_devices
+    block_bytes = min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total_bytes // num_blocks))
+    return [
+        block
+        for sources, is_validation in groups
+        for block in plan_blocks(
+            [source.path for source in sources],
+            is_validation=is_validation,
+            block_bytes=block_bytes,
+            cache_folder=cache_folder,
+        )
+    ]
+
+
+def _check_rows(job: JobConfig, collected: Collected, storage: Storage, name: str) -> None:
+    """Refuse the data where the job says so, and where there is nothing to train on."""
+    sources = ", ".join(source.path for source in job.train_sources)
+    if collected.rows_in == 0:
+        raise DataError(f"{sources}: no rows; expected one JSON object per line")
+    if collected.invalid and job.dataset.on_invalid == "error":
+        headline = f"{len(collected.invalid)} of {collected.rows_in} rows are invalid"
+        listed = _list_and_store(collected.invalid, storage, name)
+        raise DataError(f"{headline}:\n{listed}\nmend them, or leave them out with dataset.on_invalid=drop")
+    collected.unused.add(INVALID, collected.invalid)
+    if len(collected.unused.rows) == collected.rows_in:
+        listed = _list_and_store(collected.unused.rows, storage, name)
+        raise DataError(f"{sources}: no row is left to train on:\n{listed}")
+
+
+def _list_and_store(rows: list[UnusedRow], storage: Storage, name: str) -> str:
+    key = f"{DATA_FOLDER}/{name}-unused-rows.jsonl"
+    write_bytes(storage, key, as_jsonl(rows))
+    return list_rows(rows, join_uri(storage.root_uri, key))
+
+
+def _assemble(
+    job: JobConfig, collected: Collected, model_context_length: int | None, folder: Path
+) -> DatasetStats:
+    """Choose the context length, leave out what is longer, pack, and write the shards."""
+    splits = {split: Examples(path) for split, path in collected.paths.items()}
+    lengths = summarise_lengths(np.concatenate([examples.lengths for examples in splits.values()]))
+    sizes = DataSizes(lengths.p95, lengths.longest, model_context_length=model_context_length)
+    context_length = size_job(job, sizes).context_length
+    assert context_length is not None
+    stats: dict[Split, SplitStats] = {}
+    for split, examples in splits.items():
+        kept = _fitting(job, collected, split, examples, context_length)
+        stats[split] = _write_split(examples, kept, context_length, bool(job.packing), folder / shard_name(split))
+    return DatasetStats(
+        rows_in=collected.rows_in,
+        rows_used=sum(split_stats.examples for split_stats in stats.values()),
+        dropped=dict(collected.unused.counts),
+        context_length=context_length,
+        lengths=lengths,
+        train=stats["train"],
+        valid=stats.get("valid"),
+    )
+
+
+def _fitting(
+    job: JobConfig, collected: Collected, split: Split, examples: Examples, context_length: int
+) -> NDArray[np.int64]:
+    """Indexes of the examples that fit. Raises `DataError` where none does, or where the job wants all to fit."""
+    lengths = examples.lengths
+    too_long = np.flatnonzero(lengths > context_length)
+    rows = [
+        UnusedRow(uri, line, f"{TOO_LONG} ({lengths[index]} tokens > {context_length})")
+        for (uri, line), index in zip(examples.places(too_long), too_long, strict=True)
+    ]
+    if rows and job.dataset.over_length == "error":
+        listed = "\n".join(f"  {row}" for row in rows)
+        raise DataError(f"{len(rows)} rows are {TOO_LONG}, and dataset.over_length is error:\n{listed}")
+    if len(rows) == len(lengths):
+        raise DataError(_nothing_fits(split, summarise_lengths(lengths) if len(lengths) else None, context_length))
+    collected.unused.add(TOO_LONG, rows)
+    return np.flatnonzero(lengths <= context_length)
+
+
+def _nothing_fits(split: Split, lengths: LengthSummary | None, context_length: int) -> str:
+    if lengths is None and split == "valid":
+        return "no row is left for validation; raise dataset.valid_fraction, or give valid_path more rows"
+    if lengths is None:
+        return "no row is left for training; lower dataset.valid_fraction, or give train_path more rows"
+    return (
+        f"context_length: no {split} row fits into {context_length} tokens: the shortest has {lengths.shortest}, "
+        f"95 % have at most {lengths.p95}; raise context_length"
+    )
+
+
+def _write_split(
+    examples: Examples, kept: NDArray[np.int64], context_length: int, packing: bool, path: Path
+) -> SplitStats:
+    lengths = examples.lengths[kept]
+    packs = pack(lengths.tolist(), context_length) if packing else ([index] for index in range(len(kept)))
+    trained_tokens = 0
+
+    def samples() -> Iterator[Sample]:
+        nonlocal trained_tokens
+        for members in packs:
+            sample = join_examples([examples[int(index)] for index in kept[members]])
+            trained_tokens += int(np.count_nonzero(sample.labels != IGNORED_LABEL))
+            yield sample
+
+    num_samples = write_shard(path, samples())
+    num_tokens = int(lengths.sum())
+    return SplitStats(
+        examples=len(kept),
+        samples=num_samples,
+        tokens=num_tokens,
+        trained_tokens=trained_tokens,
+        packing_efficiency=num_tokens / (num_samples * context_length),
+    )

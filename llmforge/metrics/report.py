@@ -1,0 +1,115 @@
+"""The report of a run: one HTML file that opens without a network and runs no script.
+
+In: `ReportData`, plain values. Out: the file, written whole or not at all. The page is `report.html.jinja` beside this
+module; all that comes from the run is escaped there, for messages and job files may hold HTML.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from llmforge.metrics.charts import draw_charts
+from llmforge.metrics.meters import Record, duration_text, perplexity
+from llmforge.metrics.summary import (
+    best_evaluation,
+    decimal_text,
+    find_warnings,
+    merge_records,
+    number_text,
+    stat_tables,
+    summarise,
+    visible_text,
+)
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The checkpoint that a person would use."""
+
+    name: str
+    step: int
+    uri: str
+    eval_loss: float | None = None
+    """None for a run without evaluations."""
+
+
+@dataclass(frozen=True)
+class ExampleSegment:
+    """A piece of an example's text, and whether the model learns to write it."""
+
+    text: str
+    trained: bool
+    control: bool = False
+    """The text is one control token, such as `<|eot_id|>`, not characters that look like one."""
+
+
+@dataclass(frozen=True)
+class ReportExample:
+    """One example as the model was trained on it."""
+
+    title: str
+    """Where it comes from, such as `train.jsonl:17`."""
+    segments: Sequence[ExampleSegment]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that the report shows."""
+
+    run_name: str
+    records: Sequence[Record]
+    """Metric records (see `meters.py`) in any order; of two values for the same key and step the later one counts."""
+    data_stats: Mapping[str, object]
+    """Numbers and texts by name; a mapping among them becomes a table of its own."""
+    job_yaml: str
+    """The resolved job."""
+    description: str = ""
+    """One line below the name: model, method, devices."""
+    best_checkpoint: BestCheckpoint | None = None
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """How to use the model: what it is for -> the command line."""
+    examples: Sequence[ReportExample] = ()
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the page to `path`, replacing an older one in one move."""
+    temporary = path.with_name(path.name + ".tmp")
+    # Rows of JSON may hold halves of surrogate pairs, which no encoding can write.
+    temporary.write_text(render_report(data), encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
+
+
+def render_report(data: ReportData) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("llmforge.metrics", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=number_text,
+        decimal=decimal_text,
+        duration=duration_text,
+        visible=visible_text,
+        perplexity=perplexity,
+        svg=Markup,
+    )
+    records = merge_records(data.records)
+    best = best_evaluation(records)
+    return environment.get_template("report.html.jinja").render(
+        data=data,
+        tiles=summarise(records),
+        warnings=find_warnings(records),
+        charts=draw_charts(records),
+        evaluations=[record for record in records if "eval/loss" in record],
+        best_step=None if best is None else best["step"],
+        stat_tables=stat_tables(data.data_stats),
+    )

@@ -1,0 +1,86 @@
+"""A model's folder and what its small files say, without loading a weight.
+
+In: a model reference from a job. Out: a local folder, the text of its tokenizer, sizes from `config.json` and from the
+headers of the weight files. It needs neither torch nor transformers, so preparing data and checking a job stay quick.
+"""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from llmforge.config.model import HubModel
+from llmforge.errors import ModelError
+
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a job needs to know of a model before any weight is loaded."""
+
+    context_length: int | None
+    """Longest sequence the model was made for, in tokens."""
+    hidden_size: int | None
+    num_parameters: int | None
+    """From the headers of the weight files; None where these are not at hand."""
+
+
+def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
+    """The local folder of a model: as it stands, or fetched from the hub into its cache (once per node).
+
+    Raises `ModelError` where there is neither such a folder nor such a repository.
+    """
+    repo_id, revision = (reference.repo_id, reference.revision) if isinstance(reference, HubModel) else (reference, None)
+    if Path(repo_id).is_dir():
+        return Path(repo_id)
+    if repo_id.startswith((".", "/", "~")) or repo_id.count("/") > 1:
+        raise ModelError(f"{repo_id}: no such model folder")
+    patterns = SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{repo_id}: neither a local folder nor to be had from the Hugging Face hub ({error}); "
+            "check the name, the network, and for gated models HF_TOKEN in the environment"
+        ) from error
+
+
+def read_tokenizer_json(folder: Path) -> str:
+    """The text of `tokenizer.json`, which decides every id."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no tokenizer.json; llmforge needs the model's fast tokenizer")
+    return path.read_text(encoding="utf-8")
+
+
+def read_model_facts(folder: Path) -> ModelFacts:
+    """Sizes from `config.json` and the headers of the weight files; loads no weight."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder")
+    config = json.loads(path.read_text())
+    text_config = config.get("text_config", config)
+    return ModelFacts(
+        context_length=text_config.get("max_position_embeddings"),
+        hidden_size=text_config.get("hidden_size"),
+        num_parameters=_count_parameters(folder),
+    )
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """Elements of all tensors in the safetensors files, read from their headers (8 bytes of length, then JSON)."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    for path in files:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    return total if files else None

@@ -1,0 +1,218 @@
+"""Committed folders: files, and a `manifest.json` with the size and SHA-256 of each, written last.
+
+A folder without its manifest does not exist for any reader, so one that was cut short while being written or removed is
+never seen; bytes that changed since are found when the folder is fetched. One writer a prefix: whoever can have rivals
+puts a name of its own into the prefix. What the files mean is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+
+from llmforge.errors import StorageError
+from llmforge.storage import files
+from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
+from llmforge.storage.uri import check_key, is_partial, join_key, join_uri
+
+MANIFEST_NAME = "manifest.json"
+
+_NUM_FILES_AT_ONCE = 2
+"""As fast as more, at less memory: each file is itself sent in several parts at once."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class FileRecord(BaseModel):
+    """One file of a committed folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    path: Annotated[str, AfterValidator(check_key)]
+    """Relative posix path inside the folder."""
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @classmethod
+    def of(cls, file: Path, path: str) -> FileRecord:
+        """The record of a local file that is to stand at `path`."""
+        return cls(path=path, size_bytes=file.stat().st_size, sha256=files.sha256_of(file))
+
+
+class Manifest(BaseModel):
+    """What a committed folder holds; as JSON, its commit record."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+    format_version: Literal[1] = 1
+    files: tuple[FileRecord, ...]
+    """Sorted by path, each path once."""
+    metadata: dict[str, JsonValue] = {}
+    """The writer's own; numbers that are not finite are stored as null."""
+
+    @field_validator("files")
+    @classmethod
+    def _paths_differ(cls, records: tuple[FileRecord, ...]) -> tuple[FileRecord, ...]:
+        if len({record.path for record in records}) < len(records):
+            raise ValueError("a path stands in it twice")
+        return records
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(record.size_bytes for record in self.files)
+
+
+class AlreadyCommittedError(StorageError):
+    """The folder is complete already, with other content."""
+
+
+class DamagedError(StorageError):
+    """Files of a committed folder are missing, cut, or changed."""
+
+
+def commit_folder(storage: Storage, prefix: str, local_folder: Path, metadata: Mapping[str, JsonValue]) -> Manifest:
+    """Upload all files of a local folder, then their manifest; the folder exists from that moment on.
+
+    A prefix that holds the same files already is left as it is, with its metadata. Raises `AlreadyCommittedError` when
+    they are other ones: a committed folder never changes; `remove_folder` comes first.
+    """
+    existing = read_manifest(storage, prefix)
+    if existing is None:
+        records = upload_files(storage, prefix, local_folder)
+        return write_manifest(storage, join_key(prefix, MANIFEST_NAME), records, metadata)
+    if existing.files != _in_parallel(lambda item: FileRecord.of(*item), _files_of(local_folder)):
+        raise AlreadyCommittedError(
+            f"{join_uri(storage.root_uri, prefix)}: holds a complete folder with other files than {local_folder}."
+            " Use that one, or remove it first."
+        )
+    return existing
+
+
+def upload_files(storage: Storage, prefix: str, local_folder: Path) -> tuple[FileRecord, ...]:
+    """Upload all files of a local folder, without a manifest; their records, sorted by path."""
+
+    def upload(item: tuple[Path, str]) -> FileRecord:
+        file, path = item
+        with files.explained("read the file", file):
+            record = FileRecord.of(file, path)
+        storage.upload(file, join_key(prefix, path))
+        return record
+
+    return _in_parallel(upload, _files_of(local_folder))
+
+
+def write_manifest(
+    storage: Storage, key: str, records: Iterable[FileRecord], metadata: Mapping[str, JsonValue]
+) -> Manifest:
+    """Store a manifest; returns it as any reader will see it."""
+    manifest = Manifest(files=tuple(sorted(records, key=lambda record: record.path)), metadata=dict(metadata))
+    data = manifest.model_dump_json(indent=1).encode()
+    write_bytes(storage, key, data)
+    return Manifest.model_validate_json(data)
+
+
+def read_manifest(storage: Storage, prefix: str, name: str = MANIFEST_NAME) -> Manifest | None:
+    """The manifest of a committed folder, None when there is none. Raises `DamagedError` when it cannot be read."""
+    key = join_key(prefix, name)
+    try:
+        data = read_bytes(storage, key)
+    except NotFoundError:
+        return None
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
+        raise DamagedError(
+            f"{join_uri(storage.root_uri, key)}: not a manifest of format 1: {found}. The file was changed after it was"
+            " written, or a newer llmforge wrote it: use another folder, or remove this one."
+        ) from error
+
+
+def fetch_folder(
+    storage: Storage, prefix: str, manifest: Manifest, target: Path, paths: Collection[str] | None = None
+) -> None:
+    """Bring the files of a committed folder (`paths`: only these) to a local one, each verified before it has its name.
+
+    Files that are there with the right content are kept. Raises `DamagedError` that names every missing, cut or changed
+    file, and `StorageError` for a path that the manifest does not have.
+    """
+    folder_uri = join_uri(storage.root_uri, prefix)
+    unknown = sorted(set(paths or ()) - {record.path for record in manifest.files})
+    if unknown:
+        raise StorageError(
+            f"{folder_uri}: has no {', '.join(unknown)}; it holds {', '.join(record.path for record in manifest.files)}"
+        )
+    wanted = [record for record in manifest.files if paths is None or record.path in paths]
+
+    def fetch(record: FileRecord) -> str | None:
+        return _fetch_file(storage, join_key(prefix, record.path), record, target / record.path)
+
+    problems = [problem for problem in _in_parallel(fetch, wanted) if problem is not None]
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise DamagedError(
+            f"{folder_uri}: {len(problems)} of {len(wanted)} files are not what was written:\n{lines}\n"
+            "Its content cannot be trusted: use another one, or make it again."
+        )
+
+
+def remove_folder(storage: Storage, prefix: str) -> None:
+    """Remove a folder, its manifest first, so that what is left when it is cut short exists for no reader."""
+    storage.delete(join_key(prefix, MANIFEST_NAME))
+    for file in storage.list(prefix):
+        storage.delete(file.key)
+
+
+def _fetch_file(storage: Storage, key: str, record: FileRecord, target: Path) -> str | None:
+    """Bring one file into its place; what is wrong with it, if anything."""
+    with files.explained("write the file", target):
+        if target.is_file() and FileRecord.of(target, record.path) == record:
+            return None
+        try:
+            with files.atomic_target(target) as partial:
+                storage.download(key, partial)
+                _verify(partial, record)
+        except NotFoundError:
+            return f"{record.path}: missing"
+        except DamagedError as error:
+            return str(error)
+    return None
+
+
+def _verify(file: Path, record: FileRecord) -> None:
+    found = FileRecord.of(file, record.path)
+    if found.size_bytes != record.size_bytes:
+        raise DamagedError(f"{record.path}: {found.size_bytes} bytes, not the {record.size_bytes} bytes written")
+    if found != record:
+        raise DamagedError(f"{record.path}: SHA-256 {found.sha256}, not the {record.sha256} written")
+
+
+def _files_of(folder: Path) -> list[tuple[Path, str]]:
+    """All files of a local folder with their relative paths, sorted by them."""
+    if not folder.is_dir():
+        raise StorageError(f"{folder}: no such folder to upload. Check the path.")
+    found = [(path, path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()]
+    if any(path == MANIFEST_NAME for _, path in found):
+        raise StorageError(
+            f"{folder / MANIFEST_NAME}: this name is kept for the commit record, which is written after the files."
+            " Remove the file, or give it another name."
+        )
+    return sorted(((file, path) for file, path in found if not is_partial(path)), key=lambda item: item[1])
+
+
+def _in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> tuple[_Result, ...]:
+    """The results in the order of the items. The first error ends it: what has not begun then never does."""
+    with ThreadPoolExecutor(_NUM_FILES_AT_ONCE) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return tuple(future.result() for future in futures)
+        finally:
+            for future in futures:
+                future.cancel()

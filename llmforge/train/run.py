@@ -1,0 +1,208 @@
+"""The driver of a run: from a checked job to a trained model, and what a person sees on the way.
+
+In: a `JobConfig` as submitted. Out: the run's folder below `output_dir`, and a `RunResult`. It starts the data stage and the
+Ray Train workers (`train/worker.py`), receives their events, and writes metrics and the report; it computes nothing itself.
+"""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from ray.exceptions import RayTaskError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.config.deepspeed import read_deepspeed
+from llmforge.config.job import JobConfig
+from llmforge.config.job_yaml import job_to_yaml
+from llmforge.config.resolve import DataSizes, JobFacts, job_digest, resolve_job, size_job
+from llmforge.dataset.pipeline import PreparedDataset, prepare
+from llmforge.errors import CheckpointError, ConfigError, LlmforgeError
+from llmforge.metrics.phase_timer import PhaseTimer
+from llmforge.metrics.progress import ProgressDisplay
+from llmforge.models.folder import ModelFacts, model_folder, read_model_facts, read_tokenizer_json
+from llmforge.storage.base import Storage, check_writable, join_uri, open_storage, write_bytes
+from llmforge.train.channel import Receiver
+from llmforge.train.cluster import check_resources, cluster_facts, resources_per_worker, start_ray, wait_for_resources
+from llmforge.train.failures import StopOnUserError, as_user_error
+from llmforge.train.record import RunRecord
+from llmforge.train.run_report import store_report
+from llmforge.train.worker import WorkerTask, train_worker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the command line hands over."""
+
+    job: JobConfig
+    submitted_text: str
+    """The job file as it stands on disk, kept in the run's folder."""
+    cache_folder: Path
+    """On every node: copies of what lies in object stores, each verified."""
+    resume: bool = False
+    verbose: bool = False
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    run_uri: str
+    best: CheckpointInfo
+    latest: CheckpointInfo
+
+
+def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTimer) -> RunResult:
+    """Run a job to its end. Raises `LlmforgeError` for what the user can solve, before any worker starts where possible."""
+    display.phase("starting Ray")
+    with timer.phase("start Ray"):
+        start_ray(verbose=request.verbose)
+    with timer.phase("read model files"):
+        tokenizer_json, facts = _read_model(request.job)
+    job, output = _resolve(request, facts)
+    run_uri = join_uri(job.output_dir, str(job.run_name))
+    _check_run_folder(CheckpointStore(open_storage(run_uri)), run_uri, resume=request.resume)
+    display.phase("preparing data")
+    with timer.phase("prepare data"):
+        prepared = _prepare(job, tokenizer_json, output, request.cache_folder, facts, display)
+    display.message(prepared.stats.describe())
+    job = size_job(job, _sizes(prepared, facts))
+    job_text = job_to_yaml(job, request.job)
+    run_storage = open_storage(run_uri)
+    write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
+    write_bytes(run_storage, "resolved_job.yaml", job_text.encode())
+    record = RunRecord(run_storage, display, timer)
+    try:
+        with Receiver(record.handle) as receiver:
+            task = WorkerTask(
+                job.model_dump_json(), job_text, run_uri, prepared, str(request.cache_folder), receiver.mailbox
+            )
+            display.phase("starting workers")
+            _fit(job, task)
+    finally:
+        record.close()
+    checkpoints = CheckpointStore(run_storage)
+    result = RunResult(run_uri, checkpoints.resolve("best"), checkpoints.resolve("latest"))
+    store_report(run_storage, job, job_text, prepared.stats, record.records, result.best, run_uri)
+    return result
+
+
+def _read_model(job: JobConfig) -> tuple[str, ModelFacts]:
+    folder = model_folder(job.model_id, with_weights=False)
+    return read_tokenizer_json(folder), read_model_facts(folder)
+
+
+def _resolve(request: RunRequest, model: ModelFacts) -> tuple[JobConfig, Storage]:
+    """The resolved job, and its output storage, proven to be writable."""
+    cluster = cluster_facts()
+    job = read_deepspeed(request.job)
+    storage = open_storage(job.output_dir)
+    if request.resume and job.run_name is None:
+        job = job.model_copy(update={"run_name": _latest_run_of(request.job, storage)})
+    facts = JobFacts(
+        has_gpu=cluster.num_gpus > 0,
+        started_at=datetime.now(),
+        model_context_length=model.context_length,
+        num_parameters=model.num_parameters,
+        hidden_size=model.hidden_size,
+    )
+    job = resolve_job(job, facts)
+    check_resources(job, cluster)
+    check_writable(storage)
+    return job, storage
+
+
+def _latest_run_of(job: JobConfig, storage: Storage) -> str:
+    """The newest run of this very job: its digest ends the names of its runs, and its time stands before."""
+    names = {file.key.split("/")[0] for file in storage.list() if "/" in file.key}
+    runs = sorted(name for name in names if name.endswith(f"-{job_digest(job)}"))
+    if not runs:
+        known = ", ".join(sorted(names - {"data"})) or "none"
+        raise CheckpointError(
+            f"--resume: {storage.root_uri} holds no run of this job; runs there: {known}. "
+            "Name one with run_name=..., or start without --resume (a changed job is another job)"
+        )
+    return runs[-1]
+
+
+def _check_run_folder(store: CheckpointStore, run_uri: str, *, resume: bool) -> None:
+    checkpoints = store.list()
+    if resume and not checkpoints:
+        raise CheckpointError(f"--resume: {run_uri} has no complete checkpoint; start without --resume")
+    if checkpoints and not resume:
+        raise ConfigError(
+            f"run_name: {run_uri} already holds {len(checkpoints)} checkpoints, the latest of step {checkpoints[-1].step}; "
+            "go on with --resume, or choose another run_name"
+        )
+    if resume:
+        logger.info("resuming %s from step %d (%s)", run_uri, checkpoints[-1].step, checkpoints[-1].name)
+
+
+def _prepare(
+    job: JobConfig,
+    tokenizer_json: str,
+    output: Storage,
+    cache_folder: Path,
+    facts: ModelFacts,
+    display: ProgressDisplay,
+) -> PreparedDataset:
+    try:
+        prepared = prepare(
+            job,
+            tokenizer_json,
+            output,
+            cache_folder,
+            model_context_length=facts.context_length,
+            progress=display.data,
+        )
+    except RayTaskError as error:  # raised on another node
+        if isinstance(error.cause, LlmforgeError):
+            raise error.cause from error
+        raise
+    if prepared.was_cached:
+        display.message(f"data: unchanged, using {join_uri(job.output_dir, prepared.prefix)}")
+    return prepared
+
+
+def _sizes(prepared: PreparedDataset, facts: ModelFacts) -> DataSizes:
+    stats = prepared.stats
+    return DataSizes(
+        length_p95=stats.lengths.p95,
+        longest_tokens=stats.lengths.longest,
+        num_train_samples=stats.train.samples,
+        model_context_length=facts.context_length,
+    )
+
+
+def _fit(job: JobConfig, task: WorkerTask) -> None:
+    """Run the workers. Ray gets a local folder of its own and sees no checkpoint: these are written by ours."""
+    wait_for_resources(job)
+    with tempfile.TemporaryDirectory(prefix="llmforge-ray-") as ray_folder:
+        trainer = TorchTrainer(
+            partial(train_worker, task),
+            scaling_config=ScalingConfig(
+                num_workers=job.num_devices,
+                use_gpu=job.accelerator == "gpu",
+                resources_per_worker=resources_per_worker(job),
+            ),
+            run_config=RunConfig(
+                name=job.run_name,
+                storage_path=ray_folder,
+                failure_config=FailureConfig(max_failures=job.max_failures),
+                callbacks=[StopOnUserError()],
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            user_error = as_user_error(error)
+            if user_error is None:
+                raise
+            raise user_error from None

@@ -1,0 +1,48 @@
+"""The report of a finished run, composed from what the run left behind."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmforge.checkpoint.store import CheckpointInfo
+from llmforge.config.job import JobConfig
+from llmforge.dataset.stats import DatasetStats
+from llmforge.metrics.meters import Record
+from llmforge.metrics.report import BestCheckpoint, ReportData, write_report
+from llmforge.storage.base import Storage
+from llmforge.storage.uri import join_uri
+
+REPORT_FILE = "report.html"
+
+
+def store_report(
+    storage: Storage,
+    job: JobConfig,
+    job_text: str,
+    stats: DatasetStats,
+    records: Sequence[Record],
+    best: CheckpointInfo,
+    run_uri: str,
+) -> None:
+    """Write `report.html` into the run's folder."""
+    data = ReportData(
+        run_name=str(job.run_name),
+        records=records,
+        data_stats=stats.model_dump(mode="json"),
+        job_yaml=job_text,
+        description=f"{job.model_id}, {job.method}, {job.num_devices} x {job.accelerator}, {job.precision}",
+        best_checkpoint=BestCheckpoint(best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss),
+        commands=use_commands(run_uri),
+    )
+    with tempfile.TemporaryDirectory(prefix="llmforge-report-") as folder:
+        path = Path(folder) / REPORT_FILE
+        write_report(path, data)
+        storage.upload(path, REPORT_FILE)
+
+
+def use_commands(run_uri: str) -> dict[str, str]:
+    """How a person goes on from here."""
+    return {
+        "Talk to the model": f"llmforge chat {run_uri}",
+        "One answer": f'llmforge generate {run_uri} --prompt "..."',
+    }

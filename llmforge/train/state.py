@@ -1,0 +1,69 @@
+"""Where a run stands: the little that must be remembered beside weights and optimizer state."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+
+from llmforge.config.base import StrictModel
+from llmforge.train.engine import OptimizerState
+
+STATE_FILE = "trainer_state.json"
+OPTIMIZER_FOLDER = "optimizer"
+
+
+class Evaluation(StrictModel):
+    """One evaluation of the run."""
+
+    step: int
+    loss: float
+    """Mean over the trained tokens of the validation data, in nats."""
+
+
+class TrainerState(BaseModel):
+    """Saved in every checkpoint as `trainer_state.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int = 0
+    """Steps done. The position in the data, the learning rate and the random numbers of a step all follow from it."""
+    seen_trained_tokens: int = 0
+    evaluations: list[Evaluation] = []
+    num_updates: float = 0
+    """Updates that the optimizer counted (fewer than steps where fp16 overflowed)."""
+    loss_scaler: dict[str, float] = {}
+
+    @property
+    def best_evaluation(self) -> Evaluation | None:
+        """The one with the lowest loss, the earlier of equals."""
+        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+
+    def is_evaluated(self) -> bool:
+        """Whether the weights of this very step were evaluated."""
+        return bool(self.evaluations) and self.evaluations[-1].step == self.step
+
+    def has_stopped_improving(self, patience: int, min_delta: float) -> bool:
+        """Whether the last `patience` evaluations all failed to fall by more than `min_delta` below the best before."""
+        losses = [evaluation.loss for evaluation in self.evaluations]
+        if len(losses) <= patience:
+            return False
+        return min(losses[-patience:]) >= min(losses[:-patience]) - min_delta
+
+
+def save_optimizer_state(state: OptimizerState, folder: Path, rank: int) -> None:
+    """Write one rank's share; a rank without a share writes nothing."""
+    if state.tensors:
+        (folder / OPTIMIZER_FOLDER).mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+        save_file(tensors, folder / OPTIMIZER_FOLDER / f"rank-{rank:05d}.safetensors")
+
+
+def load_optimizer_state(folder: Path, trainer_state: TrainerState) -> OptimizerState:
+    """All ranks' shares of a checkpoint folder."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted((folder / OPTIMIZER_FOLDER).glob("rank-*.safetensors")):
+        shares: Mapping[str, torch.Tensor] = load_file(path)
+        tensors.update(shares)
+    return OptimizerState(tensors, trainer_state.num_updates, trainer_state.loss_scaler)

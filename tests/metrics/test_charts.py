@@ -1,0 +1,86 @@
+"""Charts are well-formed, follow the colours of the page, and stay small."""
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from llmforge.metrics.charts import MAX_POINTS, draw_charts
+
+
+def losses(*values: float) -> list[dict[str, float]]:
+    return [{"step": step, "train/loss": value} for step, value in enumerate(values, start=1)]
+
+
+def polylines(svg: str, variable: str) -> list[str]:
+    """The path data of the lines drawn in a colour, frames and legend apart: those are short."""
+    paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--{variable}\)', svg)
+    return [path for path in paths if "clip-path" not in path]
+
+
+def test_a_chart_for_each_quantity_that_was_measured() -> None:
+    record = {
+        "step": 1,
+        "train/loss": 1.0,
+        "train/lr": 1e-4,
+        "train/grad_norm": 1.0,
+        "train/trained_tokens_per_second": 5.0,
+        "train/step_seconds": 1.0,
+        "train/peak_memory_bytes": 2**30,
+    }
+    assert [chart.title for chart in draw_charts([record])] == [
+        "Loss",
+        "Learning rate",
+        "Gradient norm",
+        "Trained tokens per second",
+        "Seconds per step",
+        "Peak memory (GiB)",
+    ]
+    assert [chart.title for chart in draw_charts([{"step": 0, "eval/loss": 1.0}])] == ["Loss"]
+    assert draw_charts([]) == []
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        losses(2.0),
+        losses(math.nan),
+        losses(0.0, 0.0),
+        losses(3.0, math.nan, math.inf, 2.0, 1.0),
+        losses(*[math.nan] * 40),
+        [*losses(3.0, 2.0), {"step": 2, "eval/loss": 2.5}],
+        [{"step": 5, "train/grad_norm": 0.0}, {"step": 6, "train/grad_norm": math.nan}],
+        [{"step": step, "train/grad_norm": 10.0 ** (step % 7)} for step in range(50)],
+        [{"step": step, "train/lr": 0.0} for step in range(3)],
+    ],
+)
+def test_every_drawing_is_well_formed_and_refers_to_nothing_outside(records: list[dict[str, float]]) -> None:
+    for chart in draw_charts(records):
+        for svg in filter(None, [chart.svg, chart.wide_svg]):
+            ElementTree.fromstring(svg)
+            assert "http" not in svg and "<style" not in svg
+            assert not re.findall(r"#[0-9a-f]{6}\b", svg), "a colour that is no variable"
+            assert set(re.findall(r'href="([^"]*)"', svg)) <= {f"#{name}" for name in re.findall(r' id="([^"]*)"', svg)}
+
+
+def test_the_same_records_give_the_same_bytes() -> None:
+    assert draw_charts(losses(3.0, 2.0, 1.0)) == draw_charts(losses(3.0, 2.0, 1.0))
+
+
+def test_a_long_run_keeps_its_spike_and_stays_small() -> None:
+    values = [2.0 + 0.1 * math.sin(step) for step in range(50_000)]
+    values[31_234] = 9.0
+    (chart,) = draw_charts(losses(*values))
+    assert len(chart.svg) < 100_000
+    faint = max(polylines(chart.svg, "train"), key=len)
+    points = [tuple(map(float, pair.split())) for pair in re.split(r"[ML]", faint) if pair.strip()]
+    assert len(points) < 1.1 * MAX_POINTS
+    heights = sorted(y for _, y in points)
+    assert heights[1] - heights[0] > 100, "one point stands far above all others"
+
+
+def test_a_gap_in_the_loss_is_a_gap_in_the_line() -> None:
+    whole, broken = (draw_charts(losses(3.0, 2.0, value, 2.0, 1.0))[0].svg for value in (1.5, math.nan))
+    assert max(polylines(whole, "train"), key=len).count("M") == 1
+    assert max(polylines(broken, "train"), key=len).count("M") == 2

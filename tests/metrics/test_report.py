@@ -1,0 +1,169 @@
+"""The page of a run: complete, escaped, and self-contained."""
+
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from llmforge.metrics.report import (
+    BestCheckpoint,
+    ExampleSegment,
+    ReportData,
+    ReportExample,
+    render_report,
+    write_report,
+)
+
+HOSTILE = "</script></pre><script>alert(1)</script><img src=x onerror=alert(1)>&amp; \"'{{ 7 * 7 }}"
+
+RECORDS = [
+    {"step": 0, "epoch": 0.0, "eval/loss": 3.0, "eval/perplexity": 20.09, "eval/trained_tokens": 999},
+    *({"step": step, "epoch": step / 10, "train/loss": 3.0 / step, "train/lr": 1e-4} for step in range(1, 11)),
+    {"step": 10, "epoch": 1.0, "eval/loss": 1.25, "eval/perplexity": 3.49, "eval/seconds": 12.0},
+]
+
+DATA = ReportData(
+    run_name="tiny-run",
+    description="tiny, LoRA",
+    records=RECORDS,
+    data_stats={"num_rows": 1234, "rows_dropped": {"over_length": 7}},
+    job_yaml="model_id: tiny\nlearning_rate: 0.0001\n",
+    best_checkpoint=BestCheckpoint("step-00000010-ab", 10, "s3://bucket/run/checkpoints/step-00000010-ab", 1.25),
+    commands={"Talk to it": "llmforge chat s3://bucket/run"},
+    examples=[
+        ReportExample(
+            "train.jsonl:17",
+            [
+                ExampleSegment("<|user|>", trained=False, control=True),
+                ExampleSegment("\nWhat is 1+1?", trained=False),
+                ExampleSegment("It is\n2", trained=True),
+                ExampleSegment("<|end|>", trained=True, control=True),
+            ],
+        )
+    ],
+)
+
+VOID_ELEMENTS = {"meta", "link", "img", "br", "hr", "input", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """The elements and attributes of a page; fails on elements that are closed wrongly."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes.extend((name, value or "") for name, value in attrs)
+        if tag not in VOID_ELEMENTS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.attributes.extend((name, value or "") for name, value in attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", Page(page).text)
+
+
+def test_everything_is_on_the_page() -> None:
+    text = text_of(render_report(DATA))
+    for expected in (
+        "tiny-run",
+        "tiny, LoRA",
+        "Best evaluation loss 1.2500 perplexity 3.49 at step 10; loss 3.0000 before training",
+        "Best checkpoint: step 10, evaluation loss 1.2500 s3://bucket/run/checkpoints/step-00000010-ab",
+        "Talk to it llmforge chat s3://bucket/run",
+        "10 (best) 1.00 1.2500 3.49 12 s",
+        "rows 1,234",
+        "over length 7",
+        "train.jsonl:17",
+        "model_id: tiny",
+    ):
+        assert expected in text
+
+
+def test_trained_text_is_marked_and_control_tokens_and_line_ends_are_visible() -> None:
+    (example,) = re.findall(r'<pre tabindex="0">(.*?)</pre>', render_report(DATA), flags=re.DOTALL)
+    assert example == (
+        '<span class="token">&lt;|user|&gt;</span>↵\nWhat is 1+1?<mark>It is↵\n2</mark>'
+        '<mark><span class="token">&lt;|end|&gt;</span></mark>'
+    )
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_nothing() -> None:
+    text = render_report(DATA)
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.elements)
+    assert not [name for name, _ in page.attributes if name in ("src", "srcset") or name.startswith("on")]
+    assert all(value.startswith("#") for name, value in page.attributes if name.endswith("href"))
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
+    assert "http" not in text and "@import" not in text
+
+
+def test_whatever_comes_from_the_run_is_escaped() -> None:
+    page = render_report(
+        ReportData(
+            run_name=HOSTILE,
+            description=HOSTILE,
+            records=RECORDS,
+            data_stats={HOSTILE: HOSTILE, "nested" + HOSTILE: {"a": [HOSTILE]}},
+            job_yaml=HOSTILE,
+            best_checkpoint=BestCheckpoint(HOSTILE, 1, HOSTILE),
+            commands={HOSTILE: HOSTILE},
+            examples=[ReportExample(HOSTILE, [ExampleSegment(HOSTILE, True), ExampleSegment(HOSTILE, False, True)])],
+        )
+    )
+    assert not {"script", "img"} & set(Page(page).elements)
+    assert HOSTILE in Page(page).text
+    assert "49" not in re.findall(r"<title>(.*?)</title>", page)[0]
+
+
+@pytest.mark.parametrize(
+    ("records", "expected", "unexpected"),
+    [
+        ([], "No step has been logged yet.", "Evaluations"),
+        ([{"step": 1, "train/loss": 2.0}], "Final training loss 2.0000", "Evaluations"),
+        ([{"step": 1, "eval/loss": 2.0}], "Evaluations", "Final training loss"),
+        ([{"step": 1, "train/loss": math.nan}], "The training loss is not a finite number at step 1.", "Evaluations"),
+        ([{"step": 1, "eval/loss": math.nan}], "1 NaN NaN", "(best)"),
+        ([*RECORDS, *RECORDS[5:]], "10 (best)", "No step"),
+    ],
+    ids=["empty", "one step", "evaluation only", "NaN", "NaN evaluation", "repeated"],
+)
+def test_unusual_runs(records: list[dict[str, float]], expected: str, unexpected: str) -> None:
+    text = text_of(render_report(replace(DATA, records=records)))
+    assert expected in text
+    assert unexpected not in text
+
+
+def test_the_least_that_can_be_reported() -> None:
+    text = text_of(render_report(ReportData("bare", [], {}, "")))
+    for section in ("The model", "Training", "Data", "Examples"):
+        assert section not in text
+
+
+def test_a_report_replaces_the_one_before_and_survives_broken_unicode(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, DATA)
+    write_report(path, ReportData("half a pair \ud83d, 漢字", [], {}, ""))
+    text = path.read_text(encoding="utf-8")
+    assert "half a pair \\ud83d, 漢字" in text and "tiny-run" not in text
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,139 @@
+"""The numbers and words of the report."""
+
+import math
+
+import pytest
+
+from llmforge.metrics.summary import (
+    StatTable,
+    Tile,
+    best_evaluation,
+    count_text,
+    decimal_text,
+    find_warnings,
+    merge_records,
+    number_text,
+    stat_tables,
+    summarise,
+    visible_text,
+)
+
+
+def test_records_are_merged_by_step_and_later_values_count() -> None:
+    records = [
+        {"step": 2, "train/loss": 2.0},
+        {"step": 1, "train/loss": 9.0},
+        {"step": 2, "eval/loss": 1.5},
+        {"step": 1, "train/loss": 3.0},
+    ]
+    assert merge_records(records) == [
+        {"step": 1, "train/loss": 3.0},
+        {"step": 2, "train/loss": 2.0, "eval/loss": 1.5},
+    ]
+
+
+def test_the_best_evaluation_is_the_first_lowest_finite_one() -> None:
+    losses = [math.nan, 2.0, 1.0, 1.0, math.nan, -math.inf]
+    records = [{"step": step, "eval/loss": loss} for step, loss in enumerate(losses)]
+    best = best_evaluation([{"step": 9, "train/loss": 0.1}, *records])
+    assert best is not None and best["step"] == 2
+    assert best_evaluation([{"step": 1, "eval/loss": math.nan}]) is None
+
+
+def test_summary_of_a_run() -> None:
+    speed = {"train/trained_tokens_per_second": 100.0, "train/step_seconds": 2.0}
+    records = [
+        {"step": 0, "eval/loss": 3.0},
+        {"step": 10, "epoch": 0.5, "train/loss": 2.0, "train/peak_memory_bytes": 2**30, **speed},
+        {"step": 20, "epoch": 1.0, "train/loss": 1.0, "train/peak_memory_bytes": 2**31, **speed, "eval/loss": 1.5},
+        {
+            "step": 30,
+            "epoch": 1.5,
+            "train/loss": 0.5,
+            "train/trained_tokens_per_second": 400.0,
+            "train/step_seconds": 1.0,
+        },
+    ]
+    assert summarise(records) == [
+        Tile("Best evaluation loss", "1.5000", "perplexity 4.48 at step 20; loss 3.0000 before training"),
+        Tile("Final training loss", "0.5000", "2.0000 at step 10"),
+        Tile("Steps", "30", "1.50 epochs"),
+        # 20 steps of 2 s at 100/s and 10 steps of 1 s at 400/s
+        Tile("Trained tokens/s", "160", "8,000 trained tokens"),
+        Tile("Time in steps", "50 s", "without start-up, evaluations and saves"),
+        Tile("Peak memory", "2.00 GiB", "largest of the devices"),
+    ]
+
+
+def test_summary_of_one_step_and_of_none() -> None:
+    assert summarise([{"step": 1, "train/loss": 2.0}]) == [
+        Tile("Final training loss", "2.0000"),
+        Tile("Steps", "1"),
+    ]
+    assert summarise([]) == []
+
+
+def test_an_unknown_rate_spoils_no_sum() -> None:
+    records = [
+        {"step": 1, "train/trained_tokens_per_second": math.nan, "train/step_seconds": 0.0},
+        {"step": 2, "train/trained_tokens_per_second": 10.0, "train/step_seconds": 3.0},
+    ]
+    assert summarise(records)[0] == Tile("Trained tokens/s", "10", "30 trained tokens")
+
+
+def test_a_diverged_loss_is_a_warning_that_names_the_step_and_a_remedy() -> None:
+    losses = [1.0, math.nan, math.inf, 1.0]
+    (warning,) = find_warnings([{"step": 10 * step, "train/loss": loss} for step, loss in enumerate(losses)])
+    assert warning.startswith("The training loss is not a finite number at 2 logged steps, the first of them step 10.")
+    assert "lower the learning rate" in warning
+    (warning,) = find_warnings([{"step": 7, "eval/loss": math.nan}])
+    assert warning.startswith("The evaluation loss is not a finite number at step 7.")
+    assert find_warnings([{"step": 1, "train/loss": 1.0}]) == []
+
+
+def test_nested_statistics_become_tables() -> None:
+    stats = {"num_rows": 12345, "rows_dropped": {"over_length": 2}, "valid": {"num_rows": 5, "rows_dropped": {}}}
+    assert stat_tables(stats) == [
+        StatTable("", [("rows", "12,345")]),
+        StatTable("Rows dropped", [("over length", "2")]),
+        StatTable("Valid", [("rows", "5")]),
+        StatTable("Valid: rows dropped", [("none", "")]),
+    ]
+    assert stat_tables({}) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.462234, "0.4622"),
+        (123456.7, "123,457"),
+        (1e-5, "1e-05"),
+        (math.nan, "NaN"),
+        (math.inf, "infinite"),
+        ([1000, "a", None], "1,000, a, none"),
+        ("<b>", "<b>"),
+    ],
+)
+def test_number_text(value: object, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_texts_of_losses_and_counts() -> None:
+    assert [decimal_text(value, 2) for value in (1.005, 12345.678, math.nan, math.inf)] == [
+        "1.00",
+        "12,345.68",
+        "NaN",
+        "infinite",
+    ]
+    assert [count_text(count) for count in (0.0, 999_999.0, 3_216_543.0, 1_040_000_000.0)] == [
+        "0",
+        "999,999",
+        "3.22 M",
+        "1.04 B",
+    ]
+
+
+def test_line_ends_and_control_characters_are_made_visible() -> None:
+    assert visible_text("a\n\nb\tc\r\n\x00\x1b\x7f") == "a↵\n↵\nb\tc␍↵\n␀␛␡"
