@@ -123,7 +123,8 @@ def _training_conversations() -> Iterator[list[Message]]:
         known = [wording for wording in range(len(WORDINGS)) if wording != held_out]
         for wording in known:
             yield _exchange(fact, wording)
-        yield _short(fact, known[fact // 2 % len(known)])
+        for wording in known[:2]:
+            yield _short(fact, wording)
         if fact % 2 == 0:
             yield _two_exchanges(fact, known[fact // 2 % len(known)], next_fact=(fact + 11) % len(CAPITALS))
 

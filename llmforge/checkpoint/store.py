@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import builtins
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +29,7 @@ from llmforge.storage.manifest import (
     FileRecord,
     Manifest,
     fetch_folder,
+    local_folder,
     read_manifest,
     remove_folder,
     upload_files,
@@ -160,9 +162,19 @@ class CheckpointStore:
 
         Raises `CheckpointError` that names every file which is missing, cut or changed.
         """
-        manifest = Manifest(files=info.files)
+        with self._explained(info):
+            fetch_folder(self.storage, _prefix(info.name), Manifest(files=info.files), target, paths)
+
+    def local_folder(self, info: CheckpointInfo, target: Path, paths: Collection[str] | None = None) -> Path:
+        """A local folder with the verified files: where they lie if that is on this machine, else `target`."""
+        with self._explained(info):
+            return local_folder(self.storage, _prefix(info.name), Manifest(files=info.files), target, paths)
+
+    @contextmanager
+    def _explained(self, info: CheckpointInfo) -> Iterator[None]:
+        """Name the other checkpoints where this one turns out to be damaged."""
         try:
-            fetch_folder(self.storage, _prefix(info.name), manifest, target, paths)
+            yield
         except DamagedError as error:
             others = [other.name for other in self.list() if other.name != info.name]
             advice = f"other checkpoints: {', '.join(others)}" if others else "there is no other checkpoint"

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)]
 Overrides = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045 - typer reads this form on every supported Python
+    Optional[list[str]],  # noqa: UP045 - typer reads this form on every supported Python
     typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over the job file, such as lora_config.r=16."),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own output and where the time went.")]
@@ -53,7 +53,7 @@ def validate(
     """Check a job before any machine is taken."""
     from llmforge.cli.validate import run_validate
 
-    print(run_validate(job_file, overrides or [], schema_only=schema_only))
+    print(run_validate(str(job_file), overrides or [], schema_only=schema_only))
     if data:
         from llmforge.cli.check_data import run_check_data
 
@@ -73,11 +73,11 @@ def schema() -> None:
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
-    prompt: Annotated[Optional[str], typer.Option(help="One user message.")] = None,  # noqa: UP007, UP045
-    messages: Annotated[Optional[Path], typer.Option(help="JSONL of `messages`, one prompt a line.")] = None,  # noqa: UP007, UP045
+    prompt: Annotated[Optional[str], typer.Option(help="One user message.")] = None,  # noqa: UP045
+    messages: Annotated[Optional[Path], typer.Option(help="JSONL of `messages`, one prompt a line.")] = None,  # noqa: UP045
     checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP007, UP045
-    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP007, UP045
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP045
+    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP045
 ) -> None:
     """Answer a prompt with a trained model; the answer goes to stdout, everything else to stderr."""
     from llmforge.cli.generate import run_generate
@@ -89,9 +89,9 @@ def generate(
 def chat(
     source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
     checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
-    system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP007, UP045
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP007, UP045
-    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP007, UP045
+    system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP045
+    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP045
+    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP045
 ) -> None:
     """Talk to a trained model."""
     from llmforge.cli.chat import run_chat

@@ -51,5 +51,7 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
 
 
 def _import_run() -> None:
-    """Takes seconds of computing, while the start of Ray takes seconds of waiting (and must be the main thread's work)."""
+    """Takes seconds of computing, while the start of Ray takes seconds of waiting (and must be the main
+    thread's work).
+    """
     from llmforge.train import run  # noqa: F401

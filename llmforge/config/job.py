@@ -168,12 +168,17 @@ def _read_draft(text: str, source: str, overrides: Iterable[str]) -> _Draft:
         try:
             override = parse_override(word)
         except ConfigError as error:
-            texts = [problem.message for problem in error.problems] or [str(error)]
-            name = word.partition("=")[0] if error.problems else ""
-            draft.problems += [Problem(text, name, _COMMAND_LINE) for text in texts]
+            draft.problems += _override_problems(word, error)
             continue
         draft.override(override)
     return draft
+
+
+def _override_problems(word: str, error: ConfigError) -> list[Problem]:
+    if not error.problems:
+        return [Problem(str(error), source=_COMMAND_LINE)]
+    key = word.partition("=")[0]
+    return [Problem(p.message, f"{key}.{p.field}" if p.field else key, _COMMAND_LINE) for p in error.problems]
 
 
 def read_job_text(path: str | FilePath) -> str:

@@ -22,14 +22,14 @@ _OWN = ("value_error", "missing", "extra_forbidden", "union_tag_invalid")
 def find_schema_problems(errors: Iterable[ErrorDetails], data: dict[str, Any], schema: dict[str, Any]) -> list[Finding]:
     """One finding for each place where `data` does not fit; `schema` is the JSON schema of the whole job."""
     words = _Words(data, schema)
-    found = [(error["type"], words.path(error), error) for error in errors]
-    paths = [path for _, path, _ in found]
+    found = [(words.path(error), error) for error in errors]
+    paths = [path for path, _ in found]
     findings: dict[Finding, None] = {}
-    for kind, path, error in found:
+    for path, error in found:
         # A value that fits no alternative is reported by each of them; the one that went deepest is the one meant.
-        if kind not in _OWN and any(len(other) > len(path) and other[: len(path)] == path for other in paths):
+        if error["type"] not in _OWN and any(len(other) > len(path) and other[: len(path)] == path for other in paths):
             continue
-        findings[words.finding(kind, path, error)] = None
+        findings[words.finding(path, error)] = None
     return list(findings)
 
 
@@ -46,11 +46,11 @@ class _Words:
         for part in error["loc"]:
             if descend(self._data, (*path, part))[0]:
                 path = (*path, part)
-        return (*path, error["loc"][-1]) if error["type"] == "missing" else path
+        return (*path, error["loc"][-1]) if _is_missing_key(error) else path
 
-    def finding(self, kind: str, path: Path, error: ErrorDetails) -> Finding:
-        match kind:
-            case "missing":
+    def finding(self, path: Path, error: ErrorDetails) -> Finding:
+        match error["type"]:
+            case "missing" if _is_missing_key(error):
                 return Finding(path, f"required, but missing{self._meaning(path)}")
             case "extra_forbidden":
                 return Finding(path, f"unknown key{self._suggestion(path)}")
@@ -105,6 +105,11 @@ class _Words:
         return [leaf for choice in choices for leaf in self._leaves(choice)] if choices else [node]
 
 
+def _is_missing_key(error: ErrorDetails) -> bool:
+    """A key that is not there; a list that is too short is reported as missing an index."""
+    return error["type"] == "missing" and isinstance(error["loc"][-1], str)
+
+
 def _children(node: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
     if isinstance(part, int):
         prefix = node.get("prefixItems", [])
@@ -136,7 +141,7 @@ def _found(value: Any) -> str:
         case int() | float():
             return repr(value)
         case list():
-            return "an empty list" if not value else "a list"
+            return f"a list of {len(value)}" if value else "an empty list"
         case _:
             return "a mapping"
 
@@ -153,7 +158,7 @@ def _allowed(node: dict[str, Any]) -> str:
         case "boolean":
             return "true or false"
         case "string":
-            return _text_like(node["examples"], node["pattern"]) if "pattern" in node else "text"
+            return _allowed_text(node)
         case "array":
             at_least = "" if node.get("maxItems") == node.get("minItems") else "at least "
             return f"a list of {at_least}{node['minItems']}" if "minItems" in node else "a list"
@@ -165,8 +170,10 @@ def _allowed(node: dict[str, Any]) -> str:
             return "any value"
 
 
-def _text_like(examples: list[str], pattern: str) -> str:
-    return f"text such as {', '.join(examples)} (pattern {pattern})"
+def _allowed_text(node: dict[str, Any]) -> str:
+    if "pattern" in node:
+        return f"text such as {', '.join(node['examples'])} (pattern {node['pattern']})"
+    return "text"
 
 
 def _bounds(node: dict[str, Any]) -> str:
@@ -180,6 +187,8 @@ def _remedy(value: Any, allowed: str) -> str:
         name, content = next(iter(value.items()))
         if content is None:
             return f'; quote this value: "{{{name}}}"'
+    if value == "" and allowed.startswith("text"):
+        return " that is not empty"
     if isinstance(value, str) and "number" in allowed and _is_number(value):
         return "; remove the quotes"
     if isinstance(value, int | float) and not isinstance(value, bool) and "text" in allowed:

@@ -1,7 +1,7 @@
 """Tokenized examples between the two halves of the data stage: a scratch file per split, so that memory stays flat.
 
-In: the tables of `dataset/stage.py`. Out: the examples of a split by index, with their lengths in memory and their tokens on
-disk, and the rows that are not used. It does not know what a context length is.
+In: the tables of `dataset/stage.py`. Out: the examples of a split by index, with their lengths in memory and their
+tokens on disk, and the rows that are not used. It does not know what a context length is.
 """
 
 from collections.abc import Iterable
@@ -78,11 +78,10 @@ class ExampleCollector:
         """Take one table of `dataset/stage.py`."""
         self._rows_in += len(table)
         is_valid = pc.is_null(table["reason"])
-        self._invalid += [UnusedRow(**row) for row in _facts(table.filter(pc.invert(is_valid)))]
+        self._invalid += _rows(table.filter(pc.invert(is_valid)))
         table = table.filter(is_valid)
         is_trained = pa.array(_trained_counts(table["labels"]) > 0)
-        untrained = _facts(table.filter(pc.invert(is_trained)))
-        self._unused.add(NO_TRAINED_TOKEN, [UnusedRow(**{**row, "reason": NO_TRAINED_TOKEN}) for row in untrained])
+        self._unused.add(NO_TRAINED_TOKEN, _rows(table.filter(pc.invert(is_trained))))
         table = table.filter(is_trained)
         for split, writer in self._writers.items():
             writer.write_table(table.filter(pc.equal(table["is_validation"], split == "valid")))
@@ -92,9 +91,10 @@ class ExampleCollector:
         return Collected(self._paths, self._rows_in, self._invalid, self._unused)
 
 
-def _facts(table: pa.Table) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = table.select(["uri", "line", "reason"]).to_pylist()
-    return rows
+def _rows(table: pa.Table) -> list[UnusedRow]:
+    """The rows of a table as unused; those that have no reason of their own lack trained tokens."""
+    facts = table.select(["uri", "line", "reason"]).to_pylist()
+    return [UnusedRow(fact["uri"], fact["line"], fact["reason"] or NO_TRAINED_TOKEN) for fact in facts]
 
 
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:

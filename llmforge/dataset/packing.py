@@ -1,8 +1,8 @@
 """Which examples share one sequence.
 
 In: the lengths of examples in their order, in tokens. Out: lists of their indexes, each list one pack of at most the
-capacity. Best-fit decreasing within a window (Johnson, "Near-optimal bin packing algorithms", 1973), so memory is bounded
-and the result depends on nothing but the lengths.
+capacity. Best-fit decreasing within a window (Johnson, "Near-optimal bin packing algorithms", 1973), so memory is
+bounded and the result depends on nothing but the lengths.
 """
 
 from bisect import bisect_left, insort

@@ -1,12 +1,13 @@
 """The data stage as one readable chain: files -> conversations -> segments -> examples -> samples -> committed shards.
 
-In: a resolved job and the tokenizer's text. Out: a `PreparedDataset` below `output_dir`, in a folder named by the hash of
-everything that decides it; if that folder is there already, nothing is done. Rows are parsed and tokenized by Ray Data
-wherever it runs (`dataset/stage.py`); packing and writing happen in the driver.
+In: a resolved job and the tokenizer's text. Out: a `PreparedDataset` below `output_dir`, in a folder named by the hash
+of everything that decides it; if that folder is there already, nothing is done. Rows are parsed and tokenized by Ray
+Data wherever it runs (`dataset/stage.py`); packing and writing happen in the driver.
 """
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -28,7 +29,9 @@ from llmforge.dataset.unused import INVALID, TOO_LONG, UnusedRow, as_jsonl, list
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
 from llmforge.storage.cache import fingerprint
-from llmforge.storage.manifest import commit_folder, fetch_folder, read_manifest
+from llmforge.storage.manifest import AlreadyCommittedError, commit_folder, local_folder, read_manifest
+
+logger = logging.getLogger(__name__)
 
 STAGE_VERSION = 1
 """Raised whenever the same inputs would give other samples."""
@@ -62,8 +65,8 @@ class PreparedDataset:
         if manifest is None:
             uri = join_uri(storage.root_uri, self.prefix)
             raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
-        folder = cache_folder / DATA_FOLDER / self.name
-        fetch_folder(storage, self.prefix, manifest, folder, paths=[shard_name(split)])
+        target = cache_folder / DATA_FOLDER / self.name
+        folder = local_folder(storage, self.prefix, manifest, target, paths=[shard_name(split)])
         return SampleReader(folder / shard_name(split))
 
 
@@ -78,8 +81,8 @@ def prepare(
 ) -> PreparedDataset:
     """Run the data stage, or find its result. `storage` is rooted at the job's `output_dir`.
 
-    Raises `DataError` with every bad row (file, line, reason) when `dataset.on_invalid` is `error`, and when nothing is left
-    to train on.
+    Raises `DataError` with every bad row (file, line, reason) when `dataset.on_invalid` is `error`, and when nothing is
+    left to train on.
     """
     name = _content_hash(job, tokenizer_json, model_context_length)
     prefix = f"{DATA_FOLDER}/{name}"
@@ -94,7 +97,10 @@ def prepare(
         stats = _assemble(job, collected, model_context_length, folder)
         (folder / "stats.json").write_text(stats.model_dump_json(indent=2))
         (folder / "dropped.jsonl").write_bytes(as_jsonl(collected.unused.rows))
-        commit_folder(storage, prefix, folder, metadata={"stats": stats.model_dump(mode="json")})
+        try:
+            commit_folder(storage, prefix, folder, metadata={"stats": stats.model_dump(mode="json")})
+        except AlreadyCommittedError:  # another job has just prepared the same data
+            logger.info("data: another job has prepared %s meanwhile", join_uri(storage.root_uri, prefix))
     return PreparedDataset(name, stats, was_cached=False)
 
 
@@ -114,9 +120,7 @@ def _content_hash(job: JobConfig, tokenizer_json: str, model_context_length: int
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _collect(
-    job: JobConfig, tokenizer_json: str, cache_folder: Path, scratch: Path, progress: Progress
-) -> Collected:
+def _collect(job: JobConfig, tokenizer_json: str, cache_folder: Path, scratch: Path, progress: Progress) -> Collected:
     """Tokenize all rows with Ray Data."""
     has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
     splits: list[Split] = ["train", "valid"] if has_validation else ["train"]
@@ -166,9 +170,7 @@ def _list_and_store(rows: list[UnusedRow], storage: Storage, name: str) -> str:
     return list_rows(rows, join_uri(storage.root_uri, key))
 
 
-def _assemble(
-    job: JobConfig, collected: Collected, model_context_length: int | None, folder: Path
-) -> DatasetStats:
+def _assemble(job: JobConfig, collected: Collected, model_context_length: int | None, folder: Path) -> DatasetStats:
     """Choose the context length, leave out what is longer, pack, and write the shards."""
     splits = {split: Examples(path) for split, path in collected.paths.items()}
     lengths = summarise_lengths(np.concatenate([examples.lengths for examples in splits.values()]))

@@ -1,7 +1,7 @@
 """Raw rows to conversations.
 
-In: one line of a JSONL file. Out: a `Conversation`, or a `DataError` whose text is the reason alone; the caller knows file
-and line. Columns other than `messages` are the user's own and are left alone.
+In: one line of a JSONL file. Out: a `Conversation`, or a `DataError` whose text is the reason alone; the caller knows
+file and line. Columns other than `messages` are the user's own and are left alone.
 """
 
 import msgspec

@@ -1,9 +1,9 @@
 """The prepared dataset on disk: written once by the data stage, read by every training worker.
 
 A committed folder (`llmforge.storage.manifest`) of Arrow files, `train-00000.arrow` and `valid-00000.arrow`, and
-`stats.json`. A row of the Arrow files is one *sample*, a sequence for the model: a pack of examples, or one example where
-packing is off. The order in which samples are trained is a pure function of seed and epoch, so the position in the data is
-one integer. It knows nothing of torch, and nothing of how samples came to be.
+`stats.json`. A row of the Arrow files is one *sample*, a sequence for the model: a pack of examples, or one example
+where packing is off. The order in which samples are trained is a pure function of seed and epoch, so the position in
+the data is one integer. It knows nothing of torch, and nothing of how samples came to be.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Data files, cut into blocks of whole lines that tasks on any node can read by themselves.
 
-In: URIs of JSONL files, local or `s3://`. Out: `LineBlock`s, and the numbered lines of one. Files are read by us and not by
-`ray.data.read_json`, which names neither file nor line of a bad row. It knows nothing of what a line means.
+In: URIs of JSONL files, local or `s3://`. Out: `LineBlock`s, and the numbered lines of one. Files are read by us and
+not by `ray.data.read_json`, which names neither file nor line of a bad row. It knows nothing of what a line means.
 """
 
 import hashlib
@@ -28,9 +28,7 @@ class LineBlock:
     """The file is validation data. Rows of a training file may still be split off by `valid_fraction`."""
 
 
-def plan_blocks(
-    uris: Sequence[str], *, is_validation: bool, block_bytes: int, cache_folder: Path
-) -> list[LineBlock]:
+def plan_blocks(uris: Sequence[str], *, is_validation: bool, block_bytes: int, cache_folder: Path) -> list[LineBlock]:
     """Cut files at line ends into blocks of about `block_bytes`. Raises `DataError` for a missing or empty file."""
     blocks: list[LineBlock] = []
     for uri in uris:

@@ -1,14 +1,14 @@
 """The part of the data stage that runs on any node: blocks of lines to tables of examples, by Ray Data.
 
-In: `LineBlock`s. Out: one Arrow table per block, in the order of the blocks, with the examples and the refused rows. It does
-not know what becomes of them.
+In: `LineBlock`s. Out: one Arrow table per block, in the order of the blocks, with the examples and the refused rows. It
+does not know what becomes of them.
 """
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
@@ -20,7 +20,7 @@ from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import LineBlock, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import Example, SegmentTokenizer
 from llmforge.errors import DataError
-from llmforge.prompt.render import render
+from llmforge.prompt.render import Task, render
 
 EXAMPLE_SCHEMA = pa.schema(
     [
@@ -63,7 +63,7 @@ class TokenizeBlock:
                     conversation,
                     self._format,
                     special_tokens=self._tokenizer.special_tokens,
-                    task=self._job.task,
+                    task=cast(Task, self._job.task),
                     train_on=self._job.dataset.train_on,
                 )
             )
@@ -79,7 +79,8 @@ class TokenizeBlock:
         return in_validation_fraction(block.uri, line, fraction, self._job.seed)
 
 
-def tokenized_tables(job: JobConfig, blocks: Sequence[LineBlock], tokenizer_json: str, cache_folder: Path
+def tokenized_tables(
+    job: JobConfig, blocks: Sequence[LineBlock], tokenizer_json: str, cache_folder: Path
 ) -> Iterator[pa.Table]:
     """One table per block, in the order of the blocks."""
     items = [{"block": json.dumps(asdict(block))} for block in blocks]

@@ -1,12 +1,13 @@
 """Segments to token ids and labels, so that training, inference and any other server agree on every id.
 
-In: rendered segments of many rows, and the text of a `tokenizer.json`. Out: `Example`s. The rules (prompt format, section
-"Tokenizing"): special tokens come only from the format's own text; nothing is tokenized across a place where inference
-starts to generate; and what remains equals the tokenizer on the joined text. It knows neither templates nor rows.
+In: rendered segments of many rows, and the text of a `tokenizer.json`. Out: `Example`s. The rules (prompt format,
+section "Tokenizing"): special tokens come only from the format's own text; nothing is tokenized across a place where
+inference starts to generate; and what remains equals the tokenizer on the joined text. It knows neither templates nor
+rows.
 
 SentencePiece-style tokenizers put a dummy prefix before a text. A run of text behind a cut gets it exactly where the
-tokenizer, given the whole text, would have put it: at the start, and behind a special token if the tokenizer splits there
-first (`Prepend` normalizers and `prepend_scheme: always`), but never behind the seam of an answer.
+tokenizer, given the whole text, would have put it: at the start, and behind a special token if the tokenizer splits
+there first (`Prepend` normalizers and `prepend_scheme: always`), but never behind the seam of an answer.
 """
 
 import json
@@ -73,14 +74,15 @@ class SegmentTokenizer:
         self._with_prefix = _encoder(description)
         never = self._dummy_prefix == "never"
         self._bare = self._with_prefix if never else _encoder(_without_dummy_prefix(description))
-        self._special_ids = special_tokens(tokenizer_json)
-        pattern = "|".join(re.escape(token) for token in sorted(self._special_ids, key=len, reverse=True))
+        self.special_ids = special_tokens(tokenizer_json)
+        """Control tokens: text to id."""
+        pattern = "|".join(re.escape(token) for token in sorted(self.special_ids, key=len, reverse=True))
         self._special_pattern = re.compile(f"({pattern})") if pattern else None
 
     @property
     def special_tokens(self) -> frozenset[str]:
         """The texts of the control tokens."""
-        return frozenset(self._special_ids)
+        return frozenset(self.special_ids)
 
     def encode(self, rows: Sequence[Sequence[Segment]]) -> list[Example]:
         """Tokenize rows together: one call of the encoder for all runs of one kind."""
@@ -104,7 +106,7 @@ class SegmentTokenizer:
                 if index % 2 == 1:
                     if run.text:
                         yield run
-                    yield _Special([self._special_ids[text]], [segment.trained])
+                    yield _Special([self.special_ids[text]], [segment.trained])
                     run = _Run("", self._dummy_prefix == "always", [])
                 elif text:
                     run.text += text
@@ -181,7 +183,10 @@ def _dummy_prefix(description: dict[str, Any]) -> DummyPrefix:
 
 def _without_dummy_prefix(description: dict[str, Any]) -> dict[str, Any]:
     normalizers = [part for part in _parts(description["normalizer"], "normalizers") if part["type"] != "Prepend"]
-    unprefixed = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    unprefixed: dict[str, dict[str, Any]] = {
+        "Metaspace": {"prepend_scheme": "never"},
+        "ByteLevel": {"add_prefix_space": False},
+    }
     pre_tokenizers = [
         {**part, **unprefixed.get(part["type"], {})} for part in _parts(description["pre_tokenizer"], "pretokenizers")
     ]

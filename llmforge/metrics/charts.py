@@ -50,7 +50,7 @@ class _Line:
     values: NDArray[np.float64]
 
     @property
-    def is_flat(self) -> bool:
+    def is_point(self) -> bool:
         """Too few finite values for a line to be seen."""
         return int(np.isfinite(self.values).sum()) < 2
 
@@ -74,20 +74,20 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
 
 def _draw_loss(axes: Axes, records: Sequence[Record]) -> None:
     train, evaluation = _line(records, "train/loss"), _line(records, "eval/loss")
-    is_noisy = len(train.values) > 30
-    _plot(axes, train, "train", label=None if is_noisy else "training", alpha=0.3 if is_noisy else 1.0)
-    if is_noisy:
+    if train.steps.size > 30:
+        _plot(axes, train, "train", width=1.1, alpha=0.3)
         _plot(axes, _smoothed(train), "train", label="training, smoothed")
+    elif train.steps.size:
+        _plot(axes, train, "train", label="training")
     if evaluation.steps.size:
-        thin = evaluation.steps.size <= 30
-        _plot(axes, evaluation, "eval", label="evaluation", marker="o" if thin else "")
+        _plot(axes, evaluation, "eval", label="evaluation", marker="o" if evaluation.steps.size <= 30 else "")
     axes.legend(loc="upper right", frameon=False, labelcolor=_VARIABLES["text"])
 
 
 def _draw_quantity(key: str, unit: float) -> Callable[[Axes, Sequence[Record]], None]:
     def draw(axes: Axes, records: Sequence[Record]) -> None:
         line = _line(records, key)
-        _plot(axes, _Line(line.steps, line.values / unit), "train")
+        _plot(axes, _Line(line.steps, line.values / unit), "train", width=1.4)
         finite = line.values[np.isfinite(line.values)]
         # One spike, as gradient norms have them, would press all the rest onto the axis.
         if finite.size and finite.min() > 0 and finite.max() > 20 * np.median(finite):
@@ -100,17 +100,20 @@ def _draw_quantity(key: str, unit: float) -> Callable[[Axes, Sequence[Record]], 
     return draw
 
 
-def _plot(axes: Axes, line: _Line, color: str, label: str | None = None, alpha: float = 1.0, marker: str = "") -> None:
+def _plot(
+    axes: Axes, line: _Line, color: str, *, label: str = "_", width: float = 1.8, alpha: float = 1.0, marker: str = ""
+) -> None:
+    """Draw a line; the label `_` keeps it out of the legend."""
     thin = _thinned(line)
-    is_crowded = alpha < 1 or thin.steps.size > 300
+    marker = "o" if line.is_point else marker
     axes.plot(
         thin.steps,
         thin.values,
         color=_VARIABLES[color],
+        label=label,
+        linewidth=width,
         alpha=alpha,
-        linewidth=1.1 if is_crowded else 1.8,
-        label=label or "_",
-        marker="o" if line.is_flat else marker,
+        marker=marker,
         markersize=5,
     )
 

@@ -37,7 +37,9 @@ def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
 
     Raises `ModelError` where there is neither such a folder nor such a repository.
     """
-    repo_id, revision = (reference.repo_id, reference.revision) if isinstance(reference, HubModel) else (reference, None)
+    repo_id, revision = (
+        (reference.repo_id, reference.revision) if isinstance(reference, HubModel) else (reference, None)
+    )
     if Path(repo_id).is_dir():
         return Path(repo_id)
     if repo_id.startswith((".", "/", "~")) or repo_id.count("/") > 1:

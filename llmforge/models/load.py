@@ -1,7 +1,7 @@
 """Tokenizer, base model and adapter as objects of `transformers` and `peft`.
 
-In: local folders (`llmforge.models.folder` finds them). Out: loaded objects. It does not know where they will be trained.
-Loading failures become `ModelError`s that name the folder and what to do.
+In: local folders (`llmforge.models.folder` finds them). Out: loaded objects. It does not know where they will be
+trained. Loading failures become `ModelError`s that name the folder and what to do.
 """
 
 from pathlib import Path
@@ -24,7 +24,8 @@ DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.fl
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer exactly as `tokenizer.json` stands.
 
-    `AutoTokenizer` may rebuild the pipeline from `tokenizer_class` and then gives other ids than the model was trained with.
+    `AutoTokenizer` may rebuild the pipeline from `tokenizer_class` and then gives other ids than the model was trained
+    with.
     """
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder}: no tokenizer.json; llmforge needs the model's fast tokenizer")
@@ -49,7 +50,9 @@ def load_base_model(
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"{weights}: the weights cannot be loaded as {config.model_type}: {_first_line(error)}") from error
+        raise ModelError(
+            f"{weights}: the weights cannot be loaded as {config.model_type}: {_first_line(error)}"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(f"{weights}: {len(missing)} weights are missing for {architecture}, the first is {missing[0]}")

@@ -1,9 +1,9 @@
 """A prompt format as a Jinja `chat_template`, for every program that serves with the tokenizer alone.
 
-In: a `PromptFormat`. Out: the text of a template that, given to `transformers`' `apply_chat_template`, renders exactly what
-`llmforge.prompt.render` renders, for training conversations and (`add_generation_prompt=True`) for prompts, and refuses what
-it refuses. `{% generation %}` stands around the trained span, so `return_assistant_tokens_mask` gives our mask. It builds
-text only; no template is run here.
+In: a `PromptFormat`. Out: the text of a template that, given to `transformers`' `apply_chat_template`, renders exactly
+what `llmforge.prompt.render` renders, for training conversations and (`add_generation_prompt=True`) for prompts, and
+refuses what it refuses. `{% generation %}` stands around the trained span, so `return_assistant_tokens_mask` gives our
+mask. It builds text only; no template is run here.
 """
 
 import json
@@ -18,6 +18,7 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
     templates = compile_templates(prompt_format, special_tokens)
     trim = "|trim" if prompt_format.strip_whitespace else ""
     system_turn = "turns|length - 1 if add_generation_prompt else 0" if prompt_format.system_in_last_user else "0"
+    tags_always = _boolean(prompt_format.add_system_tags_even_if_message_is_empty)
     system = _if("has_system", _pieces(templates.system, {"instruction": "{{- system -}}"}))
     user = _pieces(
         templates.user,
@@ -32,7 +33,7 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
             _refuse("add_generation_prompt and turns[-1]['role'] != 'user'", "a prompt ends with the user's message"),
             "{%- set system = (systems[0]['content'] if systems else "
             + f"{_string(prompt_format.default_system_message)}){trim} -%}}",
-            f"{{%- set has_system = system != '' or {_boolean(prompt_format.add_system_tags_even_if_message_is_empty)} -%}}",
+            f"{{%- set has_system = system != '' or {tags_always} -%}}",
             f"{{%- set system_turn = {system_turn} -%}}",
             _literal(prompt_format.bos),
             "" if prompt_format.system_in_user else system,
@@ -52,7 +53,8 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
 
 def _answer(templates: Templates) -> str:
     trained = _pieces(templates.answer_head, {}) + "{{- content -}}" + _literal(templates.terminator)
-    return f"{_literal(templates.cue)}{{%- generation -%}}{trained}{{%- endgeneration -%}}{_literal(templates.answer_tail)}"
+    marked = f"{{%- generation -%}}{trained}{{%- endgeneration -%}}"
+    return _literal(templates.cue) + marked + _literal(templates.answer_tail)
 
 
 def _pieces(pieces: tuple[Piece, ...], fields: dict[str, str]) -> str:

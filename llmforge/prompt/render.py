@@ -1,10 +1,10 @@
 """The one renderer: a conversation becomes text that already knows what is trained.
 
-In: a `Conversation` and a `PromptFormat`. Out: `Segment`s, whose texts joined are exactly what the model sees; each says
-whether it carries loss, whether it is the format's own text (only that may become control tokens), and whether an answer
-starts there (where the prompt of inference ends). Training, evaluation, preview, generation and the exported chat template
-share this code. It holds no tokenizer: the strings of the special tokens are handed in, because they decide where a turn
-ends.
+In: a `Conversation` and a `PromptFormat`. Out: `Segment`s, whose texts joined are exactly what the model sees; each
+says whether it carries loss, whether it is the format's own text (only that may become control tokens), and whether an
+answer starts there (where the prompt of inference ends). Training, evaluation, preview, generation and the exported
+chat template share this code. It holds no tokenizer: the strings of the special tokens are handed in, because they
+decide where a turn ends.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -67,8 +67,8 @@ def render(
 ) -> list[Segment]:
     """Render a training example.
 
-    `special_tokens` are the control tokens of the tokenizer: the first one behind the content ends an assistant turn, and
-    what follows it (a `<s>` that opens the next turn) is not trained.
+    `special_tokens` are the control tokens of the tokenizer: the first one behind the content ends an assistant turn,
+    and what follows it (a `<s>` that opens the next turn) is not trained.
     """
     last = len(conversation.turns) - 1
     trains = [
@@ -77,8 +77,10 @@ def render(
     ]
     segments = _render(conversation, prompt_format, special_tokens, trains, system_turn=0)
     if task == "causal_lm":
-        return [segment if index == 0 and prompt_format.bos else replace(segment, trained=True)
-                for index, segment in enumerate(segments)]
+        return [
+            segment if index == 0 and prompt_format.bos else replace(segment, trained=True)
+            for index, segment in enumerate(segments)
+        ]
     return segments
 
 
@@ -133,7 +135,9 @@ def _render(
     for index, (message, trained) in enumerate(zip(conversation.turns, trains, strict=True)):
         content = _content(message.content, prompt_format)
         if message.role == "user":
-            segments += _fill(templates.user, {"instruction": content, "system": system if index == system_turn else []})
+            segments += _fill(
+                templates.user, {"instruction": content, "system": system if index == system_turn else []}
+            )
         else:
             segments += _answer(templates, content, trained=trained)
     return segments

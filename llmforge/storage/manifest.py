@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, Va
 from llmforge.errors import StorageError
 from llmforge.storage import files
 from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
+from llmforge.storage.local import LocalStorage
 from llmforge.storage.uri import check_key, is_partial, join_key, join_uri
 
 MANIFEST_NAME = "manifest.json"
@@ -143,18 +144,50 @@ def fetch_folder(
     Files that are there with the right content are kept. Raises `DamagedError` that names every missing, cut or changed
     file, and `StorageError` for a path that the manifest does not have.
     """
-    folder_uri = join_uri(storage.root_uri, prefix)
+
+    def fetch(record: FileRecord) -> str | None:
+        return _fetch_file(storage, join_key(prefix, record.path), record, target / record.path)
+
+    _check_files(join_uri(storage.root_uri, prefix), manifest, paths, fetch)
+
+
+def local_folder(
+    storage: Storage, prefix: str, manifest: Manifest, target: Path, paths: Collection[str] | None = None
+) -> Path:
+    """A local folder in which the files (`paths`: only these) stand, verified; errors as in `fetch_folder`.
+
+    Where the storage is a folder of this machine that is the committed folder itself; else the files come to `target`.
+    """
+    if not isinstance(storage, LocalStorage):
+        fetch_folder(storage, prefix, manifest, target, paths)
+        return target
+    folder = storage.root / prefix
+
+    def verify(record: FileRecord) -> str | None:
+        return _problem_of(folder / record.path, record)
+
+    _check_files(str(folder), manifest, paths, verify)
+    return folder
+
+
+def remove_folder(storage: Storage, prefix: str) -> None:
+    """Remove a folder, its manifest first, so that what is left when it is cut short exists for no reader."""
+    storage.delete(join_key(prefix, MANIFEST_NAME))
+    for file in storage.list(prefix):
+        storage.delete(file.key)
+
+
+def _check_files(
+    folder_uri: str, manifest: Manifest, paths: Collection[str] | None, problem_of: Callable[[FileRecord], str | None]
+) -> None:
+    """Raise one `DamagedError` for all files that `problem_of` finds wrong."""
     unknown = sorted(set(paths or ()) - {record.path for record in manifest.files})
     if unknown:
         raise StorageError(
             f"{folder_uri}: has no {', '.join(unknown)}; it holds {', '.join(record.path for record in manifest.files)}"
         )
     wanted = [record for record in manifest.files if paths is None or record.path in paths]
-
-    def fetch(record: FileRecord) -> str | None:
-        return _fetch_file(storage, join_key(prefix, record.path), record, target / record.path)
-
-    problems = [problem for problem in _in_parallel(fetch, wanted) if problem is not None]
+    problems = [problem for problem in _in_parallel(problem_of, wanted) if problem is not None]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedError(
@@ -163,11 +196,15 @@ def fetch_folder(
         )
 
 
-def remove_folder(storage: Storage, prefix: str) -> None:
-    """Remove a folder, its manifest first, so that what is left when it is cut short exists for no reader."""
-    storage.delete(join_key(prefix, MANIFEST_NAME))
-    for file in storage.list(prefix):
-        storage.delete(file.key)
+def _problem_of(file: Path, record: FileRecord) -> str | None:
+    """What is wrong with a local file, if anything."""
+    if not file.is_file():
+        return f"{record.path}: missing"
+    try:
+        _verify(file, record)
+    except DamagedError as error:
+        return str(error)
+    return None
 
 
 def _fetch_file(storage: Storage, key: str, record: FileRecord, target: Path) -> str | None:

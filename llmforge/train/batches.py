@@ -1,7 +1,8 @@
 """Samples to tensors: which samples a step takes, who gets which, and how they are laid out.
 
-In: a `SampleReader` and the sizes of a step. Out: `StepBatches`. The plan is a pure function of (seed, epoch): every rank
-knows the whole global batch, and with it the number of trained tokens that divides the loss, without any communication.
+In: a `SampleReader` and the sizes of a step. Out: `StepBatches`. The plan is a pure function of (seed, epoch): every
+rank knows the whole global batch, and with it the number of trained tokens that divides the loss, without any
+communication.
 """
 
 from collections.abc import Sequence
@@ -107,8 +108,8 @@ class TrainingBatches:
 def plan_steps(order: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.int64]:
     """Deal samples out to steps; shape (steps, micro-batches, workers, sequences).
 
-    The samples of a step are a run of `order`, whatever the number of workers, so another split of the same global batch
-    takes the same samples in the same steps.
+    The samples of a step are a run of `order`, whatever the number of workers, so another split of the same global
+    batch takes the same samples in the same steps.
     """
     global_batch = int(np.prod(shape))
     num_steps = -(-len(order) // global_batch)
@@ -118,7 +119,9 @@ def plan_steps(order: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray
 
 
 def collate(samples: Sequence[Sample], pad_to: int | None = None) -> Batch:
-    """Lay samples out as rows, padded to the longest or to `pad_to` tokens. Padding has no label and is seen by nobody."""
+    """Lay samples out as rows, padded to the longest or to `pad_to` tokens. Padding has no label and is seen
+    by nobody.
+    """
     width = max(pad_to or 0, *(len(sample.input_ids) for sample in samples))
     input_ids = torch.zeros(len(samples), width, dtype=torch.long)
     labels = torch.full((len(samples), width), IGNORED_LABEL, dtype=torch.long)

@@ -1,8 +1,8 @@
 """A checkpoint of a running training: what each rank writes into it, and how it becomes visible.
 
-In: the engine and the trainer state. Out: a committed folder in the run's storage: Hugging Face weights at its top (so that
-`from_pretrained` loads it), the tokenizer with the chat template, the resolved job, and what resuming needs. Storage and
-the commit rule are `llmforge.checkpoint`'s; this module knows what belongs inside.
+In: the engine and the trainer state. Out: a committed folder in the run's storage: Hugging Face weights at its top (so
+that `from_pretrained` loads it), the tokenizer with the chat template, the resolved job, and what resuming needs.
+Storage and the commit rule are `llmforge.checkpoint`'s; this module knows what belongs inside.
 """
 
 import shutil
@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast

@@ -76,7 +76,9 @@ def check_resources(job: JobConfig, facts: ClusterFacts) -> None:
     for name, amount in resources_per_worker(job).items():
         needed, available = amount * job.num_devices, facts.resources.get(name, 0.0)
         if needed > available:
-            missing.append(f"  {name}: {job.num_devices} x {amount:g} = {needed:g} needed, the cluster has {available:g}")
+            missing.append(
+                f"  {name}: {job.num_devices} x {amount:g} = {needed:g} needed, the cluster has {available:g}"
+            )
     if missing:
         raise ClusterError(
             "num_devices: the cluster is too small for the training workers:\n"

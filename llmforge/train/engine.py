@@ -1,10 +1,10 @@
 """One optimizer step over one global batch, by DeepSpeed; and the state that lets a run go on exactly.
 
-In: a model, an optimizer, a resolved DeepSpeed configuration, and micro-batches. Out: losses, gradients' norm, weights and
-optimizer state as plain named tensors. It does not know data, files of a checkpoint, YAML or Ray.
+In: a model, an optimizer, a resolved DeepSpeed configuration, and micro-batches. Out: losses, gradients' norm, weights
+and optimizer state as plain named tensors. It does not know data, files of a checkpoint, YAML or Ray.
 
-State is taken and given back per parameter, in full and in fp32, through DeepSpeed's `safe_get_full_*` interface, and not by
-DeepSpeed's own checkpoints: those are pickles that fit one ZeRO stage and one number of workers only.
+State is taken and given back per parameter, in full and in fp32, through DeepSpeed's `safe_get_full_*` interface, and
+not by DeepSpeed's own checkpoints: those are pickles that fit one ZeRO stage and one number of workers only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -66,7 +66,7 @@ class TrainingEngine:
         deepspeed_config: dict[str, Any],
         device: torch.device,
     ) -> None:
-        # Without this DeepSpeed compiles a C++ helper for CPU collectives at the first start, which takes a minute and a compiler.
+        # Else DeepSpeed compiles a C++ helper for CPU collectives at the first start: a minute, and a compiler needed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
         self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)[0]
@@ -84,8 +84,8 @@ class TrainingEngine:
         self._engine.train()
         self._set_learning_rate(learning_rate)
         accumulation = self._engine.gradient_accumulation_steps()
-        # DeepSpeed divides by the accumulation steps and averages over the ranks; what remains is the sum over the trained
-        # tokens of the global batch divided by their number.
+        # DeepSpeed divides by the accumulation steps and averages over the ranks; what remains is the sum over the
+        # trained tokens of the global batch divided by their number.
         scale = self.num_workers * accumulation / max(1, batches.num_trained_tokens)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         grad_norm: float | None = None
@@ -107,7 +107,9 @@ class TrainingEngine:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch], loss_function: LossFunction) -> float:
-        """Loss summed over the trained tokens of all ranks' batches, in nats; every rank brings equally many batches."""
+        """Loss summed over the trained tokens of all ranks' batches, in nats; every rank brings equally many
+        batches.
+        """
         self._engine.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
@@ -127,7 +129,9 @@ class TrainingEngine:
         return gathered
 
     def optimizer_state(self) -> OptimizerState:
-        """This rank's share of the state: every rank takes the parameters whose turn it is, so that all share the writing."""
+        """This rank's share of the state: every rank takes the parameters whose turn it is, so that all share the
+        writing.
+        """
         self._link_optimizer_state()
         keys = self._state_keys()
         tensors: dict[str, torch.Tensor] = {}
@@ -168,7 +172,8 @@ class TrainingEngine:
     def _link_optimizer_state(self) -> None:
         """Tell every parameter where its optimizer state is.
 
-        ZeRO 1 and 2 do so after the first parameter group's first step, when the state of the other groups does not exist yet.
+        ZeRO 1 and 2 do so after the first parameter group's first step, when the state of the other groups does not
+        exist yet.
         """
         inner = self._inner_optimizer()
         for _, parameter in self._trainable():
@@ -199,7 +204,9 @@ class TrainingEngine:
         return cast(torch.optim.Optimizer, getattr(self._engine.optimizer, "optimizer", self._engine.optimizer))
 
     def _state_keys(self) -> list[str]:
-        """Names of the per-parameter tensors: the optimizer's, and the master weight where the model is in low precision."""
+        """Names of the per-parameter tensors: the optimizer's, and the master weight where the model is in low
+        precision.
+        """
         states = next(iter(self._inner_optimizer().state.values()))
         keys = sorted(key for key, value in states.items() if torch.is_tensor(value) and value.dim() > 0)
         first = next(parameter for _, parameter in self._trainable())

@@ -13,7 +13,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from llmforge.errors import LlmforgeError
 
 
-class StopOnUserError(UserCallback):
+class StopOnUserError(UserCallback):  # type: ignore[misc] # ray is untyped here
     """Ends the run where a worker raised an `LlmforgeError`: Ray does not retry what a callback raises."""
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:

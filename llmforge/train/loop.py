@@ -1,7 +1,7 @@
 """The training loop: step, log, evaluate, save.
 
-Everything it touches is passed in; it knows nothing of Ray, YAML, S3 or DeepSpeed. Tasks differ by their batches and loss
-function, never by another loop.
+Everything it touches is passed in; it knows nothing of Ray, YAML, S3 or DeepSpeed. Tasks differ by their batches and
+loss function, never by another loop.
 """
 
 import time

@@ -37,8 +37,8 @@ def scheduled_learning_rate(
 ) -> float:
     """Learning rate of step `step`, counted from 1: a pure function, so a resumed run needs no scheduler state.
 
-    Rises linearly and reaches `peak` at step `num_warmup_steps`; then stays, or falls to zero along a line or a half cosine
-    (Loshchilov and Hutter, "SGDR", 2017) which would touch zero one step after the last.
+    Rises linearly and reaches `peak` at step `num_warmup_steps`; then stays, or falls to zero along a line or a half
+    cosine (Loshchilov and Hutter, "SGDR", 2017) which would touch zero one step after the last.
     """
     if step <= num_warmup_steps:
         return peak * step / num_warmup_steps

@@ -5,6 +5,7 @@ restarted worker group continues the same file.
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmforge.metrics.loggers import JsonlLogger, read_metrics
@@ -33,7 +34,7 @@ class RunRecord:
         self._logger = JsonlLogger(self._path)
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """All metric records of the run."""
         return read_metrics(self._path)
 

@@ -1,7 +1,8 @@
 """The driver of a run: from a checked job to a trained model, and what a person sees on the way.
 
-In: a `JobConfig` as submitted. Out: the run's folder below `output_dir`, and a `RunResult`. It starts the data stage and the
-Ray Train workers (`train/worker.py`), receives their events, and writes metrics and the report; it computes nothing itself.
+In: a `JobConfig` as submitted. Out: the run's folder below `output_dir`, and a `RunResult`. It starts the data stage
+and the Ray Train workers (`train/worker.py`), receives their events, and writes metrics and the report; it computes
+nothing itself.
 """
 
 import logging
@@ -29,10 +30,10 @@ from llmforge.models.folder import ModelFacts, model_folder, read_model_facts, r
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage, write_bytes
 from llmforge.train.channel import Receiver
 from llmforge.train.cluster import check_resources, cluster_facts, resources_per_worker, start_ray, wait_for_resources
+from llmforge.train.entry import WorkerTask, start_worker
 from llmforge.train.failures import StopOnUserError, as_user_error
 from llmforge.train.record import RunRecord
 from llmforge.train.run_report import store_report
-from llmforge.train.worker import WorkerTask, train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,9 @@ class RunResult:
 
 
 def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTimer) -> RunResult:
-    """Run a job to its end. Raises `LlmforgeError` for what the user can solve, before any worker starts where possible."""
+    """Run a job to its end. Raises `LlmforgeError` for what the user can solve, before any worker starts where
+    possible.
+    """
     display.phase("starting Ray")
     with timer.phase("start Ray"):
         start_ray(verbose=request.verbose)
@@ -138,7 +141,8 @@ def _check_run_folder(store: CheckpointStore, run_uri: str, *, resume: bool) -> 
         raise CheckpointError(f"--resume: {run_uri} has no complete checkpoint; start without --resume")
     if checkpoints and not resume:
         raise ConfigError(
-            f"run_name: {run_uri} already holds {len(checkpoints)} checkpoints, the latest of step {checkpoints[-1].step}; "
+            f"run_name: {run_uri} already holds {len(checkpoints)} checkpoints, the latest of step "
+            f"{checkpoints[-1].step}; "
             "go on with --resume, or choose another run_name"
         )
     if resume:
@@ -186,7 +190,7 @@ def _fit(job: JobConfig, task: WorkerTask) -> None:
     wait_for_resources(job)
     with tempfile.TemporaryDirectory(prefix="llmforge-ray-") as ray_folder:
         trainer = TorchTrainer(
-            partial(train_worker, task),
+            partial(start_worker, task),
             scaling_config=ScalingConfig(
                 num_workers=job.num_devices,
                 use_gpu=job.accelerator == "gpu",

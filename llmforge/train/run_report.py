@@ -31,7 +31,9 @@ def store_report(
         data_stats=stats.model_dump(mode="json"),
         job_yaml=job_text,
         description=f"{job.model_id}, {job.method}, {job.num_devices} x {job.accelerator}, {job.precision}",
-        best_checkpoint=BestCheckpoint(best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss),
+        best_checkpoint=BestCheckpoint(
+            best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss
+        ),
         commands=use_commands(run_uri),
     )
     with tempfile.TemporaryDirectory(prefix="llmforge-report-") as folder:

@@ -1,15 +1,14 @@
 """The training worker: composes model, engine, data, metrics and checkpoints, then runs the one loop.
 
 Runs in every Ray Train worker, and again after a failure: it always goes on from the newest complete checkpoint of the
-run. In: a `WorkerTask`. Out: checkpoints in the run's storage, events to the driver. Together with `train/run.py`, which
-starts it, this is the only place that composes everything.
+run. In: a `WorkerTask`. Out: checkpoints in the run's storage, events to the driver. Together with `train/run.py`,
+which starts it, this is the only place that composes everything.
 """
 
 import logging
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -25,7 +24,6 @@ from transformers import PreTrainedModel
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.deepspeed import build_deepspeed_config, zero_stage_of
 from llmforge.config.job import JobConfig
-from llmforge.dataset.pipeline import PreparedDataset
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.dataset.tokenize import special_tokens
 from llmforge.models.folder import model_folder, read_tokenizer_json
@@ -36,6 +34,7 @@ from llmforge.train.batches import TrainingBatches
 from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter
 from llmforge.train.engine import TrainingEngine
+from llmforge.train.entry import WorkerTask
 from llmforge.train.evaluate import evaluation_loss
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.losses import next_token_loss
@@ -43,20 +42,6 @@ from llmforge.train.optim import build_optimizer, scheduled_learning_rate
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
 
 _Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """All that a worker is told; it travels from the driver by pickle and holds no secret."""
-
-    job_json: str
-    """The resolved job, validated again here."""
-    resolved_job_text: str
-    run_uri: str
-    prepared: PreparedDataset
-    cache_folder: str
-    mailbox: Any
-    """Handle of the driver's mailbox actor."""
 
 
 def train_worker(task: WorkerTask) -> None:
@@ -68,10 +53,10 @@ def train_worker(task: WorkerTask) -> None:
     sender = Sender(task.mailbox, context.get_world_rank())
     sender.send(Event("phase", text="loading the model"))
     checkpoint = _newest_checkpoint(task)
-    cache_folder = Path(task.cache_folder)
-    restored = cache_folder / "checkpoints" / checkpoint.name if checkpoint else None
-    if checkpoint is not None and restored is not None:
-        CheckpointStore(open_storage(task.run_uri)).fetch(checkpoint, restored)
+    restored = None
+    if checkpoint is not None:
+        store = CheckpointStore(open_storage(task.run_uri))
+        restored = store.local_folder(checkpoint, Path(task.cache_folder) / "checkpoints" / checkpoint.name)
     engine = _build_engine(job, restored)
     state = TrainerState()
     if restored is not None:
@@ -89,7 +74,9 @@ def train_worker(task: WorkerTask) -> None:
         logger=sender,
         peak_memory_bytes=partial(_peak_memory_bytes, engine.device),
     )
-    sender.send(Event("timing", text="worker: model, engine and data ready", metrics={"seconds": time.perf_counter() - started}))
+    sender.send(
+        Event("timing", text="worker: model, engine and data ready", metrics={"seconds": time.perf_counter() - started})
+    )
     sender.send(Event("started", step=state.step, metrics={"max_steps": plan.max_steps}))
     train(parts, state, plan)
 
@@ -145,7 +132,9 @@ def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:
     if restored is not None:
         adapted = load_adapter(base, restored, is_trainable=True)
     elif job.initial_adapter_model_ckpt_path is not None:
-        adapted = load_adapter(base, model_folder(job.initial_adapter_model_ckpt_path, with_weights=True), is_trainable=True)
+        adapted = load_adapter(
+            base, model_folder(job.initial_adapter_model_ckpt_path, with_weights=True), is_trainable=True
+        )
     else:
         adapted = add_adapter(base, job.lora_config, str(weights))
     return cast(PreTrainedModel, adapted)
@@ -189,7 +178,11 @@ def _saving(job: JobConfig, task: WorkerTask, engine: TrainingEngine, sender: Se
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = chat_template(job.prompt_format, frozenset(special_tokens(read_tokenizer_json(folder))))
     writer = CheckpointWriter(
-        CheckpointStore(open_storage(task.run_uri)), engine, tokenizer, task.resolved_job_text, job.num_checkpoints_to_keep
+        CheckpointStore(open_storage(task.run_uri)),
+        engine,
+        tokenizer,
+        task.resolved_job_text,
+        job.num_checkpoints_to_keep,
     )
 
     def save(state: TrainerState) -> None:

@@ -60,7 +60,9 @@ def test_one_notice_for_each_key_with_its_line(load: Load, caplog: pytest.LogCap
 
 
 def test_a_wrong_value_is_found_at_the_line_of_the_old_key(problems: Problems) -> None:
-    assert problems("seed: 1\nmax_num_checkpoints: none\ncheckpoint_every_n_epochs: 0\nno_gradient_checkpoint: 3\n") == [
+    assert problems(
+        "seed: 1\nmax_num_checkpoints: none\ncheckpoint_every_n_epochs: 0\nno_gradient_checkpoint: 3\n"
+    ) == [
         "job.yaml:4: num_checkpoints_to_keep: found the text 'none', allowed is a whole number at least 1 "
         "(written as max_num_checkpoints)",
         "job.yaml:5: checkpoint_and_evaluation_frequency.frequency: found 0, allowed is a whole number at least 1 "
@@ -80,7 +82,8 @@ def test_the_line_inside_a_translated_section_is_kept(problems: Problems) -> Non
 
 def test_old_and_new_together_are_refused(problems: Problems) -> None:
     assert problems("num_checkpoints_to_keep: 2\nmax_num_checkpoints: 3\n") == [
-        "job.yaml:4: max_num_checkpoints: is the old spelling of num_checkpoints_to_keep, which is given as well; remove it"
+        "job.yaml:4: max_num_checkpoints: is the old spelling of num_checkpoints_to_keep, which is given as well; "
+        "remove it"
     ]
 
 

@@ -32,7 +32,7 @@ def test_words(word: str, path: tuple[str | int, ...], value: object) -> None:
 
 @pytest.mark.parametrize("word", ["num_epochs", "=3", "a..b=3", "", ".a=1"])
 def test_words_that_are_none(word: str) -> None:
-    with pytest.raises(ConfigError, match="allowed is key=value, such as num_epochs=3 or lora_config.r=16"):
+    with pytest.raises(ConfigError, match=r"allowed is key=value, such as num_epochs=3 or lora_config\.r=16"):
         parse_override(word)
 
 
@@ -77,20 +77,21 @@ def test_mistakes_are_those_of_the_command_line(problems: Problems) -> None:
         "lora_config:\n  r: 4\n  bias: some\n",
         "num_epoch=2",
         "lora_config.r=0",
-        "evaluation.max_tokns=3",
-        "seed=1: 2",
+        "liger_kernel.enable=true",
+        "seed=a: 2",
         "seed={a: 1, a: 2}",
         "model_id.x=3",
         "early_stopping={}",
     )
-    assert found == [
-        "job.yaml:5: lora_config.bias: found the text 'some', allowed is none, all or lora_only",
-        "command line: seed: found a mapping, allowed is a whole number at least 0 and below 4294967296",
-        "command line: seed.a: duplicate key, given in line 1 too; keep one of them",
-        "command line: model_id.x: cannot be set: model_id is neither a mapping nor a list with such an item",
-        "command line: num_epoch: unknown key (did you mean num_epochs?)",
-        "command line: lora_config.r: found 0, allowed is a whole number at least 1",
-        "command line: evaluation.max_tokns: unknown key (did you mean max_tokens?)",
-        "command line: evaluation: not supported yet (remove it)",
-        "command line: early_stopping: needs validation data; add valid_path or dataset.valid_fraction",
-    ]
+    assert found[0] == "job.yaml:5: lora_config.bias: found the text 'some', allowed is none, all or lora_only"
+    assert sorted(found[1:]) == sorted(
+        [
+            "command line: seed.a: duplicate key, given in line 1 too; keep one of them",
+            "command line: model_id.x: cannot be set: model_id is neither a mapping nor a list with such an item",
+            "command line: seed: found a mapping, allowed is a whole number at least 0 and below 4294967296",
+            "command line: num_epoch: unknown key (did you mean num_epochs?)",
+            "command line: lora_config.r: found 0, allowed is a whole number at least 1",
+            "command line: liger_kernel.enable: unknown key (did you mean enabled?)",
+            "command line: early_stopping: needs validation data; add valid_path or dataset.valid_fraction",
+        ]
+    )

@@ -97,11 +97,14 @@ def test_what_can_be_read_but_is_wrong(text: str, message: str) -> None:
         ),
         (
             "a: 1\n\tb: 2\n",
-            "f:2: not valid YAML: found character '\\t' that cannot start any token (while scanning for the next token); "
-            "the line reads: b: 2; indent with spaces, not with tabs",
+            "f:2: not valid YAML: found character '\\t' that cannot start any token "
+            "(while scanning for the next token); the line reads: b: 2; indent with spaces, not with tabs",
         ),
-        ("a: 1\n---\nb: 2\n", "f:2: not valid YAML: but found another document (expected a single document in the stream "
-         "begun in line 1); the line reads: ---"),
+        (
+            "a: 1\n---\nb: 2\n",
+            "f:2: not valid YAML: but found another document "
+            "(expected a single document in the stream begun in line 1); the line reads: ---",
+        ),
         ("a: \x00", "f:1: found the control character #x0000, which YAML does not allow; remove it"),
         ("a: *b", "f:1: not valid YAML: found undefined alias 'b'; the line reads: a: *b"),
     ],

@@ -1,0 +1,82 @@
+"""A trained model from wherever it lies: the run's folder or one of its checkpoints, local or `s3://`.
+
+In: a URI. Out: a `TrainedModel`: base and adapter or full weights on the device, the tokenizer, and the prompt format
+that the checkpoint itself holds. Nothing is asked of the user that the run already knows.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from llmforge.checkpoint.names import FOLDER, is_checkpoint_name
+from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.config.job import JobConfig
+from llmforge.config.job_yaml import job_from_yaml
+from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.errors import CheckpointError
+from llmforge.models.folder import model_folder, read_tokenizer_json
+from llmforge.models.load import Attention, Precision, load_adapter, load_base_model, load_tokenizer
+from llmforge.storage.base import open_storage
+
+RESOLVED_JOB_FILE = "resolved_job.yaml"
+OPTIMIZER_PREFIX = "optimizer/"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model ready to answer."""
+
+    model: PreTrainedModel
+    encoder: SegmentTokenizer
+    """Text to ids, by the rules of training."""
+    decoder: PreTrainedTokenizerFast
+    """Ids to text."""
+    job: JobConfig
+    """The resolved job that trained it."""
+    checkpoint: CheckpointInfo
+
+
+def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> TrainedModel:
+    """Load from a run's folder (`checkpoint`: best, latest or a name) or from a checkpoint's folder.
+
+    Raises `CheckpointError` where there is no complete checkpoint or a file of it is damaged.
+    """
+    store, info = find_checkpoint(uri, checkpoint)
+    needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
+    folder = store.local_folder(info, cache_folder / FOLDER / info.name, needed)
+    job = job_from_yaml((folder / RESOLVED_JOB_FILE).read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}")
+    model = _load_model(job, folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return TrainedModel(
+        model=cast(PreTrainedModel, model.to(device).eval()),
+        encoder=SegmentTokenizer(read_tokenizer_json(folder)),
+        decoder=load_tokenizer(folder),
+        job=job,
+        checkpoint=info,
+    )
+
+
+def find_checkpoint(uri: str, checkpoint: str) -> tuple[CheckpointStore, CheckpointInfo]:
+    """The store of a run and one of its checkpoints; `uri` is the run's folder or the checkpoint's own."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    if is_checkpoint_name(name) and parent.endswith(f"/{FOLDER}"):
+        uri, checkpoint = parent.removesuffix(f"/{FOLDER}"), name
+    store = CheckpointStore(open_storage(uri))
+    if not store.list():
+        raise CheckpointError(
+            f"{uri}: no complete checkpoint; expected the folder of a run (with {FOLDER}/ in it) or of one checkpoint"
+        )
+    return store, store.resolve(checkpoint)
+
+
+def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
+    precision, attention = cast(Precision, job.precision), cast(Attention, job.attention)
+    if job.method == "full":
+        return load_base_model(folder, folder, precision=precision, attention=attention)
+    architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
+    weights = model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
+    base = load_base_model(architecture, weights, precision=precision, attention=attention)
+    return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))

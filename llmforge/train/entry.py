@@ -1,0 +1,30 @@
+"""What crosses from the driver to the training workers, and nothing else.
+
+The driver, and Ray Train's controller process, load this module and not the worker: torch, transformers, deepspeed and
+peft take seconds to import, and only the workers need them.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from llmforge.dataset.pipeline import PreparedDataset
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """All that a worker is told; it travels by pickle and holds no secret."""
+
+    job_json: str
+    """The resolved job, validated again by the worker."""
+    resolved_job_text: str
+    run_uri: str
+    prepared: PreparedDataset
+    cache_folder: str
+    mailbox: Any
+    """Handle of the driver's mailbox actor."""
+
+
+def start_worker(task: WorkerTask) -> None:
+    """Entry of a Ray Train worker: imports the worker where it runs."""
+    import_module("llmforge.train.worker").train_worker(task)

@@ -1,0 +1,147 @@
+"""`llmforge validate`: what it looks at, what it says, and what it leaves alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmforge.cli.validate import load_checked_job, run_validate
+from llmforge.errors import ConfigError
+
+JOB = "model_id: model-chatml\ntrain_path: train.jsonl\n"
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory with a model folder, one data file and a job."""
+    monkeypatch.chdir(tmp_path)
+    Path("model-chatml").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        Path("model-chatml", name).write_text("{}")
+    Path("train.jsonl").write_text('{"messages": []}\n')
+    Path("job.yaml").write_text(JOB)
+
+
+def _problems(text: str = "", *overrides: str) -> list[str]:
+    Path("job.yaml").write_text(JOB + text)
+    with pytest.raises(ConfigError) as caught:
+        load_checked_job("job.yaml", overrides)
+    return str(caught.value).splitlines()
+
+
+def test_the_summary_of_a_job() -> None:
+    text = run_validate("job.yaml", ["lora_config={r: 4}", "num_epochs=2", "dataset.valid_fraction=0.1"], False)
+    assert text.splitlines() == [
+        "job.yaml: a valid job",
+        "  model          model-chatml",
+        "  prompt format  ChatML (known for this model)",
+        "  method         LoRA, r = 4, alpha = 8",
+        "  train data     train.jsonl",
+        "  valid data     10% of the train data",
+        "  context        measured from the data",
+        "  steps          2 epochs",
+        "  devices        1 (auto)",
+        "  output         ./runs",
+    ]
+
+
+def test_schema_only_leaves_files_alone() -> None:
+    Path("train.jsonl").unlink()
+    assert run_validate("job.yaml", [], schema_only=True).startswith("job.yaml: a valid job")
+    with pytest.raises(ConfigError):
+        run_validate("job.yaml", [], schema_only=False)
+
+
+def test_a_verbatim_format_is_loud() -> None:
+    own = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', parse_special_in_content: true}"
+    text = run_validate("job.yaml", [f"generation_config.prompt_format={own}"], schema_only=True)
+    assert text.splitlines()[-1] == (
+        "  warning        parse_special_in_content: whoever writes a message can write control tokens; "
+        "only for pre-rendered data"
+    )
+
+
+def test_a_known_difference_is_said() -> None:
+    text = run_validate("job.yaml", ["model_id=google/gemma-2b"], schema_only=True)
+    assert "  warning        Gemma: the templates of Gemma 1 and 2 refuse a system message" in text
+
+
+def test_data_files(tmp_path: Path) -> None:
+    Path("empty.jsonl").touch()
+    Path("folder.jsonl").mkdir()
+    found = _problems(
+        f"valid_path:\n  - empty.jsonl\n  - folder.jsonl\n  - {tmp_path}/no.jsonl\n  - train.jsonl\n  - no.jsonl\n"
+    )
+    assert found == [
+        "job.yaml:4: valid_path[0]: empty.jsonl: the file is empty",
+        "job.yaml:5: valid_path[1]: folder.jsonl: found a folder, allowed is a file",
+        f"job.yaml:6: valid_path[2]: {tmp_path}/no.jsonl: no such file",
+        f"job.yaml:8: valid_path[4]: no.jsonl: no such file (looked for in {tmp_path})",
+    ]
+
+
+def test_an_override_is_named_as_such(tmp_path: Path) -> None:
+    assert _problems("", "train_path=a.jsonl") == [
+        f"command line: train_path: a.jsonl: no such file (looked for in {tmp_path})"
+    ]
+
+
+def test_model_folders() -> None:
+    Path("model-chatml/config.json").unlink()
+    Path("model-chatml/tokenizer.json").unlink()
+    assert _problems() == [
+        "job.yaml:1: model_id: model-chatml: no config.json there, so it is no Hugging Face model folder",
+        "job.yaml:1: model_id: model-chatml: no tokenizer.json there, which is the model's fast tokenizer",
+    ]
+    assert _problems("", "model_id=/no/such/chatml") == [
+        "command line: model_id: /no/such/chatml: no such folder, and no Hugging Face id"
+    ]
+
+
+def test_a_hub_id_is_not_looked_up() -> None:
+    assert (
+        load_checked_job("job.yaml", ["model_id=meta-llama/Meta-Llama-3-8B"]).model_id == "meta-llama/Meta-Llama-3-8B"
+    )
+
+
+def test_weights_and_adapters(tmp_path: Path) -> None:
+    text = "lora_config: {}\ninitial_base_model_ckpt_path: base\ninitial_adapter_model_ckpt_path: adapter\n"
+    where = f"(looked for in {tmp_path})"
+    assert _problems(text) == [
+        f"job.yaml:4: initial_base_model_ckpt_path: base: no folder with *.safetensors files {where}",
+        f"job.yaml:5: initial_adapter_model_ckpt_path: adapter: no folder with an adapter_config.json {where}",
+    ]
+    Path("base").mkdir()
+    Path("adapter").mkdir()
+    Path("base/model.safetensors").touch()
+    Path("adapter/adapter_config.json").touch()
+    load_checked_job("job.yaml")
+
+
+def test_deepspeed_sections_and_files() -> None:
+    assert _problems("deepspeed: {config_path: no.json}\n") == [
+        "job.yaml:3: deepspeed.config_path: no.json: cannot be read: No such file or directory; "
+        "the path counts from the working directory"
+    ]
+    Path("zero.json").write_text('{"x": {"y": "auto"}, "optimizer": {}}')
+    found = _problems("deepspeed: {config_path: zero.json}\n")
+    assert [line.split(", ")[0] for line in found] == [
+        "job.yaml:3: deepspeed.config_path: zero.json: optimizer: found a DeepSpeed optimizer section",
+        "job.yaml:3: deepspeed.config_path: zero.json: x.y: found auto",
+    ]
+    assert _problems("deepspeed:\n  x:\n    y: auto\n")[0].startswith("job.yaml:5: deepspeed.x.y: found auto")
+
+
+@pytest.mark.parametrize("schema_only", [True, False])
+def test_nothing_heavy_is_imported(schema_only: bool) -> None:
+    code = (
+        "import sys; from llmforge.cli.validate import run_validate; "
+        f"run_validate('job.yaml', [], {schema_only}); "
+        "print(sorted({'torch', 'ray', 'transformers', 'deepspeed', 'peft', 'boto3', 'numpy'} & set(sys.modules)))"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": root})
+    assert (done.stdout, done.stderr) == ("[]\n", "")

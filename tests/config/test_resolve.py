@@ -1,0 +1,226 @@
+"""Defaults that depend on the cluster, the model and the measured data."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmforge.config.families import find_family
+from llmforge.config.job import JobConfig
+from llmforge.config.resolve import (
+    DataSizes,
+    JobFacts,
+    global_batch_size,
+    job_digest,
+    measured_context_length,
+    resolve_job,
+    size_job,
+    steps_per_epoch,
+)
+from llmforge.errors import ConfigError
+from tests.config.conftest import Load
+
+STARTED = datetime(2026, 3, 4, 5, 6, 7)
+CPU = JobFacts(has_gpu=False, started_at=STARTED)
+GPU = JobFacts(
+    has_gpu=True,
+    started_at=STARTED,
+    device_memory_bytes=80 * 2**30,
+    model_context_length=8192,
+    num_parameters=8_000_000_000,
+    hidden_size=4096,
+)
+SIZES = DataSizes(length_p95=300, longest_tokens=5000, num_train_samples=1000, model_context_length=8192)
+
+
+def _resolved(job: JobConfig, facts: JobFacts = CPU) -> dict[str, Any]:
+    return resolve_job(job, facts).model_dump(mode="json")
+
+
+def test_a_full_job_on_a_cpu(load: Load) -> None:
+    job = _resolved(load(""))
+    assert job["task"] == "instruction_tuning"
+    assert job["accelerator"] == "cpu"
+    assert job["precision"] == "fp32"
+    assert job["attention"] == "sdpa"
+    assert (job["packing"], job["padding"]) == (True, None)
+    assert job["learning_rate"] == 1e-5
+    assert job["train_batch_size_per_device"] == 4
+    assert job["optimizer"]["fused"] is False
+    assert job["deepspeed"] == {"zero_optimization": {"stage": 0}}
+    assert job["context_length"] is None
+
+
+def test_a_lora_job_on_gpus(load: Load) -> None:
+    job = _resolved(load("lora_config: {r: 4}\nnum_devices: 8\n"), GPU)
+    assert job["accelerator"] == "gpu"
+    assert job["precision"] == "bf16"
+    assert job["learning_rate"] == 1e-4
+    assert job["optimizer"]["fused"] is True
+    assert job["lora_config"]["target_modules"][:2] == ["q_proj", "k_proj"]
+    assert job["deepspeed"] == {"zero_optimization": {"stage": 0}}
+
+
+def test_the_family_gives_format_and_stops(load: Load) -> None:
+    family = find_family("Meta-Llama-3-8B")
+    assert family is not None
+    job = resolve_job(load(""), CPU)
+    assert job.prompt_format == family.prompt_format
+    assert job.generation_config is not None
+    assert job.generation_config.stopping_sequences == ("<|eot_id|>", "<|end_of_text|>")
+
+
+def test_a_format_of_its_own_does_not_get_the_familys_stops(load: Load) -> None:
+    own = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}'}"
+    config = resolve_job(
+        load(f"generation_config: {{prompt_format: {own}, temperature: 1.0}}\n"), CPU
+    ).generation_config
+    assert config is not None
+    assert config.stopping_sequences == ()
+    assert config.temperature == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "packing", "padding"),
+    [
+        ("", True, None),
+        ("packing: true", True, None),
+        ("packing: false", False, "longest"),
+        ("padding: max_length", False, "max_length"),
+        ("packing: false\npadding: longest", False, "longest"),
+    ],
+)
+def test_packing_and_padding(load: Load, text: str, packing: bool, padding: str | None) -> None:
+    job = resolve_job(load(text), CPU)
+    assert (job.packing, job.padding) == (packing, padding)
+
+
+def test_what_the_job_says_is_kept(load: Load) -> None:
+    text = (
+        "task: causal_lm\naccelerator: cpu\nprecision: bf16\nattention: eager\nlearning_rate: 3e-4\n"
+        "train_batch_size_per_device: 9\nrun_name: mine\nlora_config: {target_modules: all-linear}\n"
+        "optimizer: {fused: true}\ndeepspeed: {zero_optimization: {stage: 1}}\n"
+    )
+    submitted = load(text)
+    resolved = resolve_job(submitted, GPU)
+    for key in submitted.model_fields_set:
+        assert getattr(resolved, key) == getattr(submitted, key)
+
+
+def test_resolving_is_pure_and_idempotent(load: Load) -> None:
+    job = load("lora_config: {}\nnum_devices: 2\n")
+    before = job.model_dump_json()
+    resolved = resolve_job(job, GPU)
+    assert job.model_dump_json() == before
+    assert resolve_job(job, GPU) == resolved
+    assert resolve_job(resolved, GPU) == resolved
+    assert JobConfig.model_validate_json(resolved.model_dump_json()) == resolved
+
+
+def test_precision_follows_an_explicit_deepspeed_section(load: Load) -> None:
+    assert _resolved(load("deepspeed: {bf16: {enabled: true}}\n"))["precision"] == "bf16"
+    assert _resolved(load("deepspeed: {bf16: {enabled: auto}}\n"))["precision"] == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accelerator: gpu", "accelerator: found gpu, but the cluster has none; choose auto or cpu, or add a GPU"),
+        ("precision: fp16", "precision: found fp16, allowed on CPUs: bf16, fp32 or auto"),
+        (
+            "context_length: 9000",
+            "context_length: found 9000, allowed is at most 8192, the longest sequence of meta-llama/Meta-Llama-3-8B",
+        ),
+    ],
+)
+def test_what_cannot_work_here(load: Load, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_job(load(text), replace(CPU, model_context_length=8192))
+    assert str(caught.value) == message
+
+
+def test_the_run_name(load: Load) -> None:
+    job = load("")
+    assert resolve_job(job, CPU).run_name == f"Meta-Llama-3-8B-instruction_tuning-20260304-050607-{job_digest(job)}"
+    tagged = load("custom_model_tag: support-bot\ntask: causal_lm\n")
+    assert resolve_job(tagged, CPU).run_name == f"support-bot-causal_lm-20260304-050607-{job_digest(tagged)}"
+
+
+def test_the_digest_names_the_submitted_job(load: Load) -> None:
+    job = load("seed: 1\n")
+    assert job_digest(job) == job_digest(load("seed: 1\nrun_name: other\n"))
+    assert job_digest(job) == job_digest(load("seed: 1\ndeepspeed: {config_path: a.json}\n"))
+    assert job_digest(job) != job_digest(load("seed: 2\n"))
+
+
+def test_choices_are_logged_with_their_reason(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="llmforge"):
+        size_job(resolve_job(load("num_devices: 2\n"), CPU), SIZES)
+    assert caplog.messages == [
+        "accelerator: cpu, since the cluster has no GPU",
+        "task: instruction_tuning, only assistant turns carry loss (the closed original's default was causal_lm)",
+        "ZeRO stage 2: the memory of the devices or the size of the model is not known",
+        "context_length: 512; 95 of 100 examples have at most 300 tokens, rounded up to a power of two, "
+        "the longest has 5000",
+        "num_epochs: 1, for at least 100 steps, of which an epoch has 125",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("p95", "longest", "chosen"),
+    [
+        (300, 8192, 512),
+        (512, 8192, 512),
+        (513, 8192, 1024),
+        (9000, 8192, 8192),
+        (9000, None, 16384),
+        (1, None, 8),
+        (200, 200, 200),
+    ],
+)
+def test_the_measured_context_length(p95: int, longest: int | None, chosen: int) -> None:
+    assert measured_context_length(p95, longest)[0] == chosen
+
+
+@given(st.integers(1, 10**6), st.integers(8, 10**6))
+def test_the_context_length_holds_most_examples_or_is_the_models(p95: int, longest: int) -> None:
+    chosen, _ = measured_context_length(p95, longest)
+    assert chosen <= longest
+    assert chosen >= min(p95, longest)
+    assert chosen < max(2 * p95, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_epochs", "max_steps"),
+    [
+        ("", 2, 126),  # 1000 sequences, 16 a step: 63 steps an epoch; 100 steps take 2 epochs
+        ("num_epochs: 3", 3, 189),
+        ("max_steps: 70", 2, 70),
+        ("num_epochs: 1\nmax_steps: 70", 1, 63),
+        ("num_epochs: 3\nmax_steps: 70", 3, 70),
+        ("min_update_steps: 1000", 16, 1008),
+    ],
+)
+def test_epochs_and_steps(load: Load, text: str, num_epochs: int, max_steps: int) -> None:
+    job = resolve_job(load(f"num_devices: 2\ngradient_accumulation_steps: 2\n{text}"), CPU)
+    assert global_batch_size(job) == 16
+    assert steps_per_epoch(job, 1000) == 63
+    sized = size_job(job, SIZES)
+    assert (sized.num_epochs, sized.max_steps, sized.context_length) == (num_epochs, max_steps, 512)
+    assert size_job(sized, SIZES) == sized
+
+
+def test_lengths_are_enough_for_the_context(load: Load) -> None:
+    sized = size_job(resolve_job(load(""), CPU), replace(SIZES, num_train_samples=None))
+    assert (sized.context_length, sized.num_epochs, sized.max_steps) == (512, None, None)
+
+
+def test_nothing_to_train_on(load: Load) -> None:
+    with pytest.raises(ConfigError, match="train_path: found no sequence to train on"):
+        size_job(resolve_job(load(""), CPU), replace(SIZES, num_train_samples=0))

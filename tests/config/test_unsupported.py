@@ -1,0 +1,102 @@
+"""What the schema knows and llmforge cannot do yet is refused; what it can is accepted."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from llmforge.config.job import JobConfig
+from tests.config.conftest import Load, Problems
+
+FILES = "allowed for now: local files and s3:// uris that end in .jsonl, listed one by one"
+PLAIN = "allowed for now: files without settings of their own"
+PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
+REFUSED = {
+    "task: classification": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
+    "task: preference_tuning": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
+    "preference_tuning_config: {}": "preference_tuning_config: not supported yet (remove it)",
+    "classifier_config: {label_tokens: [a, b]}": "classifier_config: not supported yet (remove it)",
+    "valid_path: data/*.jsonl": f"valid_path: not supported yet ({FILES})",
+    "valid_path: a.parquet": f"valid_path: not supported yet ({FILES})",
+    "valid_path: [a.jsonl, hf://datasets/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
+    "valid_path: [{path: a.csv}]": f"valid_path[0].path: not supported yet ({FILES})",
+    "valid_path: [{path: a.jsonl, weight: 2}]": f"valid_path[0].weight: not supported yet ({PLAIN})",
+    "valid_path: [{path: a.jsonl, columns: {a: b}}]": f"valid_path[0].columns: not supported yet ({PLAIN})",
+    "valid_path: [{path: a.jsonl, format: text}]": (
+        "valid_path[0].format: not supported yet (allowed for now: auto, messages)"
+    ),
+    "dataset: {format: sharegpt}": "dataset.format: not supported yet (allowed for now: auto, messages)",
+    "dataset: {columns: {messages: dialogue}}": "dataset.columns: not supported yet (name the column messages)",
+    "dataset: {over_length: truncate}": "dataset.over_length: not supported yet (allowed for now: drop, error)",
+    "dataset: {deduplicate: true}": "dataset.deduplicate: not supported yet (remove it)",
+    "dataset: {load_kwargs: {}}": "dataset.load_kwargs: not supported yet (remove it)",
+    "initial_base_model_ckpt_path: s3://b/m": (
+        "initial_base_model_ckpt_path: not supported yet (copy the weights to a local folder)"
+    ),
+    "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://b/a": (
+        "initial_adapter_model_ckpt_path: not supported yet (copy the adapter to a local folder)"
+    ),
+    "lora_config: {}\ninitial_adapter_model_ckpt_path: {repo_id: a/b}": (
+        "initial_adapter_model_ckpt_path.repo_id: not supported yet (download the adapter to a local folder)"
+    ),
+    "lora_config: {}\nquantization: {bits: 4}": (
+        "quantization: not supported yet (remove it: the base weights are held in the job's precision)"
+    ),
+    "liger_kernel: {enabled: true}": "liger_kernel.enabled: not supported yet (set it to false)",
+    "attention: flex": "attention: not supported yet (allowed for now: auto, sdpa, eager)",
+    "attention: flash_attention_2": "attention: not supported yet (allowed for now: auto, sdpa, eager)",
+    "embedding_scaling_technique: linear": (
+        "embedding_scaling_technique: not supported yet (choose a context_length the model has)"
+    ),
+    "optimizer: {type: sgd}": "optimizer.type: not supported yet (allowed for now: adamw)",
+    "optimizer: {type: adamw_8bit}": "optimizer.type: not supported yet (allowed for now: adamw)",
+    "optimizer: {type: adafactor}": "optimizer.type: not supported yet (allowed for now: adamw)",
+    "logger: {provider: wandb}": (
+        "logger: not supported yet (remove it: metrics.jsonl and the progress display are always on)"
+    ),
+    "evaluation: {prompts: [hello]}": "evaluation: not supported yet (remove it)",
+    f"generation_config: {{prompt_format: {PROMPT_FORMAT}}}": (
+        "generation_config.prompt_format.tool: not supported yet (remove it, and tool messages from the data)"
+    ),
+}
+ACCEPTED = [
+    "task: instruction_tuning",
+    "task: causal_lm",
+    "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: messages}]",
+    "dataset: {format: messages, valid_fraction: 0.1, on_invalid: drop, over_length: error, train_on: last_turn}",
+    "dataset: {shuffle: false, deduplicate: false}",
+    "initial_base_model_ckpt_path: models/base",
+    "lora_config: {}\ninitial_adapter_model_ckpt_path: adapters/a",
+    "liger_kernel: {enabled: false}",
+    "attention: eager",
+    "flash_attention_2: true",
+    "optimizer: {type: adamw, weight_decay: 0.1}",
+    "early_stopping: {patience: 2}\nvalid_path: a.jsonl",
+    "max_failures: 5",
+    "custom_model_tag: a\nnum_data_blocks_per_device: 2\ntrainer_resources: {memory: 1}\nworker_resources: {A10G: 0.1}",
+    "deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}}",
+    "precision: fp16",
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED.items())
+def test_refused(problems: Problems, text: str, message: str) -> None:
+    found = problems(text)
+    assert message in [line.split(": ", 1)[1] for line in found]
+
+
+@pytest.mark.parametrize("text", ACCEPTED)
+def test_accepted(load: Load, text: str) -> None:
+    load(text)
+
+
+def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
+    assert problems("dataset:\n  format: sharegpt\n  valid_fractoin: 0.1\n") == [
+        "job.yaml:4: dataset.format: not supported yet (allowed for now: auto, messages)",
+        "job.yaml:5: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
+    ]
+
+
+def test_python_callers_are_refused_too() -> None:
+    with pytest.raises(ValidationError, match="attention: not supported yet"):
+        JobConfig(model_id="meta-llama/Meta-Llama-3-8B", train_path="a.jsonl", attention="flex")
