@@ -72,9 +72,23 @@ def build_deepspeed_config(
         raise ConfigError.from_problems(problem for problem in contradictions if problem)
     buckets = (hidden_size**2, int(0.9 * hidden_size**2), 10 * hidden_size)
     autos = {path: size for path, size in zip(_BUCKETS, buckets, strict=True) if descend(config, path)[1] == "auto"}
-    for path, value in (required | autos).items():
+    for path, value in (required | autos | _low_precision(config, precision, zero_stage)).items():
         _set(config, path, value)
     return _quiet_defaults(config) | config
+
+
+def _low_precision(config: dict[str, Any], precision: str, zero_stage: int) -> dict[KeyPath, Any]:
+    """What keeps the gradient the same for every split of a global batch where weights are in 16 bits.
+
+    Micro-batches are summed in fp32 under bf16. DeepSpeed cannot do that without ZeRO, so stage 0 becomes stage 1, which
+    computes the same with less memory.
+    """
+    changed: dict[KeyPath, Any] = {}
+    if precision == "bf16" and not descend(config, ("data_types", "grad_accum_dtype"))[0]:
+        changed["data_types", "grad_accum_dtype"] = "fp32"
+    if precision != "fp32" and zero_stage == 0:
+        changed["zero_optimization", "stage"] = 1
+    return changed
 
 
 def _quiet_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

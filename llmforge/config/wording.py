@@ -171,9 +171,9 @@ def _allowed(node: dict[str, Any]) -> str:
 
 
 def _allowed_text(node: dict[str, Any]) -> str:
-    if "pattern" in node:
-        return f"text such as {', '.join(node['examples'])} (pattern {node['pattern']})"
-    return "text"
+    at_most = f" of at most {node['maxLength']} characters" if "maxLength" in node else ""
+    such_as = f" such as {', '.join(node['examples'])} (pattern {node['pattern']})" if "pattern" in node else ""
+    return f"text{at_most}{such_as}"
 
 
 def _bounds(node: dict[str, Any]) -> str:

@@ -103,7 +103,7 @@ def _build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
     model = build_model(job, restored)
     if job.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable()
     optimizer = build_optimizer(model.parameters(), job.optimizer, _required(job.learning_rate))
     user = cast(dict[str, Any], job.deepspeed)
     deepspeed_config = build_deepspeed_config(

@@ -6,14 +6,18 @@ import json
 import logging
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmforge.config.base import StrictModel
 from llmforge.config.data import DataSource
-from llmforge.config.job import JobConfig, job_json_schema, load_job
+from llmforge.config.job import JobConfig, job_json_schema, load_job, parse_job
 from llmforge.config.model import HubModel
 from llmforge.config.training import AdamW, DeepSpeedFile
+from llmforge.config.yaml_file import dump_entry
 from llmforge.errors import ConfigError
 from tests.config.conftest import Load, Problems
 
@@ -147,7 +151,8 @@ WRONG_VALUES = {
     "output_dir: 5": "output_dir: found 5, allowed is text; put it in quotes",
     "output_dir: ''": "output_dir: found the text '', allowed is text that is not empty",
     "run_name: a b": (
-        "run_name: found the text 'a b', allowed is text such as support-bot-3 (pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$)"
+        "run_name: found the text 'a b', allowed is text of at most 128 characters such as support-bot-3 "
+        "(pattern ^[A-Za-z0-9][A-Za-z0-9._-]*$)"
     ),
     "dataset: drop": "dataset: found the text 'drop', allowed is a mapping",
     "valid_path: []": "valid_path: found an empty list, allowed is text or a list of at least 1",
@@ -266,6 +271,41 @@ def test_a_byte_order_mark_and_windows_lines_do_not_matter(tmp_path: Path) -> No
     path = tmp_path / "job.yaml"
     path.write_bytes(b"\xef\xbb\xbfmodel_id: meta-llama/Meta-Llama-3-8B\r\ntrain_path: a.jsonl\r\n")
     assert load_job(path).train_path == "a.jsonl"
+
+
+def _all_keys() -> list[str]:
+    schema = job_json_schema()
+    return sorted({key for model in [schema, *schema["$defs"].values()] for key in model.get("properties", {})})
+
+
+_KEYS = st.sampled_from([*_all_keys(), "unknown", "inline", "uri", "config_path"])
+_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats()
+    | st.sampled_from(["", "adamw", "auto", "{x}", "a.jsonl"])
+)
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4), max_leaves=8
+)
+
+
+@given(st.dictionaries(_KEYS, _VALUES, max_size=6))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_whatever_stands_in_a_job_is_accepted_or_refused_in_our_words(data: dict[str, Any]) -> None:
+    required = {"model_id": "meta-llama/Meta-Llama-3-8B", "train_path": "train.jsonl"}
+    text = "".join(dump_entry(key, value) for key, value in (required | data).items())
+    try:
+        job = parse_job(text, "job.yaml").job
+    except ConfigError as error:
+        assert error.problems
+        for problem in error.problems:
+            assert problem.line is not None
+            assert "nput should" not in problem.message
+            assert "any value" not in problem.message
+    else:
+        assert JobConfig.model_validate_json(job.model_dump_json()) == job
 
 
 def test_the_json_schema_describes_every_key() -> None:

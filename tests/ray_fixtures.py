@@ -1,0 +1,92 @@
+"""Pytest fixtures for tests that need Ray: one small instance for the whole session; named in `pytest_plugins`.
+
+Also what such tests train on: a small pretrained model and real conversations of the material beside the checkout.
+Where that material is missing, the tests that ask for it are skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from llmforge.train.cluster import QUIET_RAY_SETTINGS, RAY_SETTINGS
+from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, S3Server
+
+NUM_CPUS = 2
+# Ray Data sets settings of its own that it calls deprecated.
+THIRD_PARTY_WARNINGS = tuple(
+    f"ignore:`{name}` is deprecated:DeprecationWarning:ray.data.context"
+    for name in ("use_push_based_shuffle", "use_polars", "use_arrow_tensor_v2")
+)
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+_MATERIAL = _REPOSITORY.parent / "shared" / "material"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pass what Ray warns itself of."""
+    for line in THIRD_PARTY_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(scope="session")
+def node_aws_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The AWS configuration file of the nodes of `shared_ray`, which start before any S3 server; absent at first."""
+    return tmp_path_factory.mktemp("node") / "aws-config"
+
+
+@pytest.fixture(scope="session")
+def shared_ray(node_aws_config: Path) -> Iterator[None]:
+    """A Ray instance of our own with two CPUs, started as `llmforge.train.cluster.start_ray` does."""
+    with pytest.MonkeyPatch.context() as environment:
+        for key, value in {**RAY_SETTINGS, **QUIET_RAY_SETTINGS}.items():
+            environment.setenv(key, value)
+        environment.setenv("PYTHONPATH", str(_REPOSITORY))
+        environment.setenv("AWS_CONFIG_FILE", str(node_aws_config))
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        ray.init(
+            address="local",
+            num_cpus=NUM_CPUS,
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def s3_on_nodes(shared_ray: None, s3_environment: S3Server, node_aws_config: Path) -> Iterator[S3Server]:
+    """The S3 server, usable by this process and by the nodes of `shared_ray`."""
+    node_aws_config.write_text(
+        f"[default]\nregion = {REGION}\nendpoint_url = {s3_environment.url}\n"
+        f"aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+    )
+    yield s3_environment
+    node_aws_config.unlink()
+
+
+@pytest.fixture(scope="session")
+def material() -> Path:
+    """Models and data made by others."""
+    if not _MATERIAL.is_dir():
+        pytest.skip(f"no material in {_MATERIAL}")
+    return _MATERIAL
+
+
+@pytest.fixture(scope="session")
+def small_model(material: Path) -> Path:
+    """A real pretrained Llama of 260 000 parameters, with a context of 512 tokens and a vocabulary of 512."""
+    return material / "models" / "stories260K-hf"
+
+
+@pytest.fixture(scope="session")
+def real_rows(material: Path) -> list[str]:
+    """The first lines of a real set of questions and answers, each a row of messages."""
+    with (material / "data" / "chat" / "gsm8k-train.jsonl").open(encoding="utf-8") as file:
+        return [next(file).rstrip("\n") for _ in range(200)]

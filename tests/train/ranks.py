@@ -1,0 +1,192 @@
+"""Training by the real engine in real ranks, without Ray: processes with gloo, DeepSpeed in each.
+
+One call runs many cases in the same processes, since importing DeepSpeed takes most of the time.
+"""
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import peft
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llmforge.config.deepspeed import build_deepspeed_config
+from llmforge.config.training import AdamW
+from llmforge.dataset.packing import pack
+from llmforge.dataset.shards import SampleReader, join_examples, write_shard
+from llmforge.dataset.tokenize import IGNORED_LABEL, Example
+from llmforge.train.batches import TrainingBatches
+from llmforge.train.engine import OptimizerState, TrainingEngine
+from llmforge.train.evaluate import evaluation_loss
+from llmforge.train.loop import seed_step
+from llmforge.train.losses import next_token_loss
+from llmforge.train.optim import build_optimizer
+from llmforge.train.state import TrainerState, load_optimizer_state, save_optimizer_state
+
+VOCABULARY = 67
+CONTEXT_LENGTH = 48
+GLOBAL_BATCH = 4
+SEED = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: how the same global batches are split, and by which means they are trained on."""
+
+    num_workers: int = 1
+    micro_batch_size: int = 1
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    method: Literal["full", "lora"] = "full"
+    packed: bool = True
+    dropout: float = 0.0
+    num_steps: int = 3
+    resume_at: int | None = None
+    """Save after so many steps, throw everything away, and go on from what was saved."""
+    resume_from: "Case | None" = None
+    """Go on from what this case saved (by another number of workers)."""
+    weight_decay: float = 0.1
+
+    @property
+    def accumulation(self) -> int:
+        return GLOBAL_BATCH // (self.num_workers * self.micro_batch_size)
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a case computed; the same on every rank."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    evaluation: float
+    weights: dict[str, torch.Tensor]
+
+
+def run_cases(cases: list[Case], folder: Path) -> dict[Case, Outcome]:
+    """Run all cases, grouped by their number of workers, in the order of the list."""
+    write_samples(folder)
+    outcomes: dict[Case, Outcome] = {}
+    for num_workers in sorted({case.num_workers for case in cases}, reverse=True):
+        group = [case for case in cases if case.num_workers == num_workers]
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        torch.multiprocessing.spawn(_rank, args=(num_workers, port, group, folder), nprocs=num_workers)
+        for number, case in enumerate(group):
+            outcomes[case] = torch.load(folder / f"outcome-{num_workers}-{number}.pt", weights_only=False)
+    return outcomes
+
+
+def write_samples(folder: Path) -> None:
+    """22 examples of varied length with random masks, packed and not."""
+    generator = np.random.default_rng(3)
+    examples = []
+    for _ in range(22):
+        ids = generator.integers(0, VOCABULARY, generator.integers(5, CONTEXT_LENGTH + 1)).astype(np.int32)
+        labels = np.where(generator.random(len(ids)) < 0.4, ids, np.int32(IGNORED_LABEL)).astype(np.int32)
+        labels[0], labels[-1] = IGNORED_LABEL, ids[-1]
+        examples.append(Example(ids, labels))
+    packs = pack([len(example.input_ids) for example in examples], CONTEXT_LENGTH)
+    write_shard(folder / "packed.arrow", [join_examples([examples[i] for i in members]) for members in packs])
+    write_shard(folder / "alone.arrow", [join_examples([example]) for example in examples])
+
+
+def tiny_model(method: str = "full", dropout: float = 0.0) -> LlamaForCausalLM | peft.PeftModel:
+    """A Llama with random weights, the same at every call."""
+    torch.manual_seed(SEED)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256, attention_dropout=dropout if method == "full" else 0.0,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    if method == "full":
+        return model
+    lora = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    return peft.get_peft_model(model, lora)
+
+
+def _rank(rank: int, num_workers: int, port: int, cases: list[Case], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(num_workers)}  # DeepSpeed reads these
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
+    for number, case in enumerate(cases):
+        outcome = _run(case, folder, rank)
+        if rank == 0:
+            torch.save(outcome, folder / f"outcome-{num_workers}-{number}.pt")
+    dist.destroy_process_group()
+
+
+def _run(case: Case, folder: Path, rank: int) -> Outcome:
+    reader = SampleReader(folder / ("packed.arrow" if case.packed else "alone.arrow"))
+    batches = TrainingBatches(
+        reader, micro_batch_size=case.micro_batch_size, num_micro_batches=case.accumulation, rank=rank,
+        num_workers=case.num_workers, seed=SEED, shuffle=True,
+    )  # fmt: skip
+    source = case.resume_from
+    engine, step = _engine(case), 0
+    if source is not None:
+        engine, step = _restored(case, folder / source.key), source.num_steps
+    losses, grad_norms = [], []
+    while step < case.num_steps:
+        if step == case.resume_at:
+            _save(engine, folder / case.key, step)
+            engine = _restored(case, folder / case.key)
+        seed_step(SEED, step, rank)
+        result = engine.step(batches.step(step), next_token_loss, learning_rate=1e-3)
+        losses.append(result.loss)
+        grad_norms.append(result.grad_norm)
+        step += 1
+    _save(engine, folder / case.key, step)
+    validation = TrainingBatches(reader, micro_batch_size=2, num_micro_batches=1, rank=rank, num_workers=case.num_workers)
+    return Outcome(losses, grad_norms, evaluation_loss(engine, validation, next_token_loss), _weights(engine))
+
+
+def _engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> TrainingEngine:
+    model = tiny_model(case.method, case.dropout)
+    if weights is not None:
+        model.load_state_dict(weights, strict=False)
+    optimizer = build_optimizer(model.parameters(), AdamW(weight_decay=case.weight_decay, fused=False), 1e-3)
+    config = build_deepspeed_config(
+        None, zero_stage=case.zero_stage, micro_batch_size=case.micro_batch_size,
+        gradient_accumulation_steps=case.accumulation, num_workers=case.num_workers, precision=case.precision,
+        max_grad_norm=0.5, hidden_size=32,
+    )  # fmt: skip
+    return TrainingEngine(model, optimizer, config, torch.device("cpu"))
+
+
+def _weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:
+    weights = [engine.weights(trainable_only=True)]
+    dist.broadcast_object_list(weights, src=0)
+    return weights[0]
+
+
+def _save(engine: TrainingEngine, folder: Path, step: int) -> None:
+    folder.mkdir(exist_ok=True)
+    optimizer_state = engine.optimizer_state()
+    save_optimizer_state(optimizer_state, folder, engine.rank)
+    weights = _weights(engine)
+    if engine.rank == 0:
+        torch.save(weights, folder / "weights.pt")
+        state = TrainerState(step=step, num_updates=optimizer_state.num_updates)
+        (folder / "state.json").write_text(state.model_dump_json())
+    dist.barrier()
+
+
+def _restored(case: Case, folder: Path) -> TrainingEngine:
+    weights: dict[str, Any] = torch.load(folder / "weights.pt")
+    state = TrainerState.model_validate_json((folder / "state.json").read_text())
+    engine = _engine(replace(case), weights)
+    loaded: OptimizerState = load_optimizer_state(folder, state)
+    engine.restore_optimizer_state(loaded)
+    return engine
