@@ -3,7 +3,7 @@
 In: nothing but this file. Out, the same bytes at every run:
 
     FOLDER/data/train.jsonl, valid.jsonl   conversations about capitals, in OpenAI's messages format
-    FOLDER/model/                          a Llama of about one million random weights, with a tokenizer made for the data
+    FOLDER/model/                          a Llama of one million random weights, with a tokenizer made for the data
 
 Every capital is asked for in several wordings; of each, one wording is kept out of the training file and stands in the
 validation file. So a falling validation loss shows that the model has learnt the facts and not the sentences. Some
@@ -29,7 +29,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 SEED = 20
-VOCABULARY_SIZE = 1000
+VOCABULARY_SIZE = 1000  # at most; this text holds fewer pairs worth a token
 CONTEXT_LENGTH = 256
 
 BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
@@ -117,7 +117,7 @@ def make_quickstart(folder: Path) -> None:
 
 
 def _training_conversations() -> Iterator[list[Message]]:
-    """Every fact in all wordings but its held-out one, then short answers and second questions for half of them."""
+    """Every fact in all wordings but its held-out one; in two of them with short answers, too; and second questions."""
     for fact in range(len(CAPITALS)):
         held_out = _held_out_wording(fact)
         known = [wording for wording in range(len(WORDINGS)) if wording != held_out]
@@ -195,7 +195,7 @@ def _train_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """The class named in `tokenizer_config.json` takes tokenizer.json as it stands; `LlamaTokenizer` would rebuild it."""
+    """Written for the class that takes tokenizer.json as it stands; `LlamaTokenizer` would rebuild it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

@@ -7,11 +7,16 @@ import runpy
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-pytest_plugins = ["tests.s3_fixtures"]
+pytest_plugins = ["tests.s3_fixtures", "tests.ray_fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MATERIAL = Path(os.environ.get("LLMFORGE_MATERIAL") or REPOSITORY.parent / "shared" / "material")
+
+# On a busy machine a slow example is no failure.
+settings.register_profile("llmforge", settings.get_profile(settings.get_current_profile_name()), deadline=None)
+settings.load_profile("llmforge")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,30 +1,37 @@
 """Pytest fixtures for tests that need Ray: one small instance for the whole session; named in `pytest_plugins`.
 
-Also what such tests train on: a small pretrained model and real conversations of the material beside the checkout.
-Where that material is missing, the tests that ask for it are skipped.
+Also what such tests train on: a small pretrained model and real conversations of the material.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+import json
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import ray
 
-from llmforge.train.cluster import QUIET_RAY_SETTINGS, RAY_SETTINGS
+from llmforge.config.job import JobConfig
+from llmforge.train.cluster import start_ray
 from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, S3Server
 
 NUM_CPUS = 2
+PROMPT_FORMAT = {
+    "bos": "<s>",
+    "system": "{instruction}\n",
+    "user": "Question: {instruction}\n",
+    "assistant": "Answer: {instruction}</s>",
+    "trailing_assistant": "Answer:",
+}
 # Ray Data sets settings of its own that it calls deprecated.
 THIRD_PARTY_WARNINGS = tuple(
     f"ignore:`{name}` is deprecated:DeprecationWarning:ray.data.context"
     for name in ("use_push_based_shuffle", "use_polars", "use_arrow_tensor_v2")
 )
 
-_REPOSITORY = Path(__file__).resolve().parent.parent
-_MATERIAL = _REPOSITORY.parent / "shared" / "material"
+MakeJob = Callable[..., JobConfig]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,24 +47,20 @@ def node_aws_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_ray(node_aws_config: Path) -> Iterator[None]:
-    """A Ray instance of our own with two CPUs, started as `llmforge.train.cluster.start_ray` does."""
-    with pytest.MonkeyPatch.context() as environment:
-        for key, value in {**RAY_SETTINGS, **QUIET_RAY_SETTINGS}.items():
-            environment.setenv(key, value)
-        environment.setenv("PYTHONPATH", str(_REPOSITORY))
+def shared_ray(repository: Path, node_aws_config: Path) -> Iterator[None]:
+    """A Ray instance of our own with two CPUs, started as llmforge starts one."""
+    # The path of Ray's sockets is bounded, so its folder has a short name; what runs in another folder is never joined.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder, pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RAY_ADDRESS", raising=False)
+        environment.setenv("RAY_TMPDIR", folder)
+        environment.setenv("RAY_OVERRIDE_RESOURCES", json.dumps({"CPU": NUM_CPUS}))
+        environment.setenv("PYTHONPATH", str(repository))
         environment.setenv("AWS_CONFIG_FILE", str(node_aws_config))
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        ray.init(
-            address="local",
-            num_cpus=NUM_CPUS,
-            num_gpus=0,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    yield
-    ray.shutdown()
+        start_ray(verbose=False)
+        environment.undo()
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
@@ -72,14 +75,6 @@ def s3_on_nodes(shared_ray: None, s3_environment: S3Server, node_aws_config: Pat
 
 
 @pytest.fixture(scope="session")
-def material() -> Path:
-    """Models and data made by others."""
-    if not _MATERIAL.is_dir():
-        pytest.skip(f"no material in {_MATERIAL}")
-    return _MATERIAL
-
-
-@pytest.fixture(scope="session")
 def small_model(material: Path) -> Path:
     """A real pretrained Llama of 260 000 parameters, with a context of 512 tokens and a vocabulary of 512."""
     return material / "models" / "stories260K-hf"
@@ -90,3 +85,20 @@ def real_rows(material: Path) -> list[str]:
     """The first lines of a real set of questions and answers, each a row of messages."""
     with (material / "data" / "chat" / "gsm8k-train.jsonl").open(encoding="utf-8") as file:
         return [next(file).rstrip("\n") for _ in range(200)]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    """`make_job(model_id=..., ...)`: a job on CPUs that takes `train.jsonl` and writes to `runs`, both in `tmp_path`."""
+
+    def make(**keys: object) -> JobConfig:
+        data = {
+            "train_path": str(tmp_path / "train.jsonl"),
+            "output_dir": str(tmp_path / "runs"),
+            "accelerator": "cpu",
+            "context_length": 512,
+            "generation_config": {"prompt_format": PROMPT_FORMAT},
+        }
+        return JobConfig.model_validate_json(json.dumps(data | keys))
+
+    return make

@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from llmforge import __version__
-from llmforge.errors import LlmforgeError
+from llmforge.errors import ConfigError, LlmforgeError
 
 app = typer.Typer(
     help="Fine-tune large language models on a Ray cluster from one job file.",
@@ -51,13 +51,16 @@ def validate(
     data: Annotated[bool, typer.Option("--data", help="Go on to check every row of the data.")] = False,
 ) -> None:
     """Check a job before any machine is taken."""
-    from llmforge.cli.validate import run_validate
-
-    print(run_validate(str(job_file), overrides or [], schema_only=schema_only))
+    if schema_only and data:
+        raise ConfigError("found --schema-only and --data, allowed is one of them: --data reads the files")
     if data:
         from llmforge.cli.check_data import run_check_data
 
         print(run_check_data(job_file, overrides or []))
+    else:
+        from llmforge.cli.validate import run_validate
+
+        print(run_validate(str(job_file), overrides or [], schema_only=schema_only))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmforge.cli.places import cache_folder
-from llmforge.config.job import load_job
+from llmforge.cli.validate import load_checked_job
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 
@@ -25,17 +25,18 @@ class DisplayHandler(logging.Handler):
 def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose: bool) -> None:
     """Run the job of a file."""
     timer = PhaseTimer()
-    job = load_job(job_file, overrides)
+    job = load_checked_job(str(job_file), overrides)
     with ProgressDisplay() as display:
         package_logger = logging.getLogger("llmforge")
         package_logger.handlers = [DisplayHandler(display)]
         with timer.phase("imports and start of Ray"):
             display.phase("starting Ray")
-            from llmforge.train.cluster import start_ray
+            from llmforge.train.cluster import start_ray, warm_up
 
             importing = threading.Thread(target=_import_run)
             importing.start()
             start_ray(verbose=verbose)
+            warm_up(job.num_devices)
             importing.join()
             from llmforge.train.run import RunRequest, run_training
 

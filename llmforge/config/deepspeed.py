@@ -38,6 +38,21 @@ _BUCKETS: tuple[KeyPath, ...] = (
 )
 
 
+def deepspeed_config_of(job: JobConfig, hidden_size: int) -> dict[str, Any]:
+    """`build_deepspeed_config` with the numbers of a resolved job; `hidden_size` is that of its model."""
+    assert job.train_batch_size_per_device is not None and not isinstance(job.deepspeed, DeepSpeedFile)
+    return build_deepspeed_config(
+        job.deepspeed,
+        zero_stage=zero_stage_of(job.deepspeed or {}),
+        micro_batch_size=job.train_batch_size_per_device,
+        gradient_accumulation_steps=job.gradient_accumulation_steps,
+        num_workers=job.num_devices,
+        precision=job.precision,
+        max_grad_norm=job.max_grad_norm,
+        hidden_size=hidden_size,
+    )
+
+
 def build_deepspeed_config(
     user: Mapping[str, Any] | None,
     *,

@@ -29,7 +29,7 @@ from llmforge.dataset.unused import INVALID, TOO_LONG, UnusedRow, as_jsonl, list
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
 from llmforge.storage.cache import fingerprint
-from llmforge.storage.manifest import AlreadyCommittedError, commit_folder, local_folder, read_manifest
+from llmforge.storage.manifest import AlreadyCommittedError, DamagedError, commit_folder, local_folder, read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,23 @@ class PreparedDataset:
             uri = join_uri(storage.root_uri, self.prefix)
             raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
         target = cache_folder / DATA_FOLDER / self.name
-        folder = local_folder(storage, self.prefix, manifest, target, paths=[shard_name(split)])
+        try:
+            folder = local_folder(storage, self.prefix, manifest, target, paths=[shard_name(split)])
+        except DamagedError as error:
+            uri = join_uri(storage.root_uri, self.prefix)
+            raise DataError(
+                f"damaged prepared dataset: {error}\nremove {uri} and start the job again to make it anew"
+            ) from error
         return SampleReader(folder / shard_name(split))
+
+    def sizes(self, model_context_length: int | None) -> DataSizes:
+        """What the rest of the job's numbers follow from."""
+        return DataSizes(
+            length_p95=self.stats.lengths.p95,
+            longest_tokens=self.stats.lengths.longest,
+            num_train_samples=self.stats.train.samples,
+            model_context_length=model_context_length,
+        )
 
 
 def prepare(
@@ -88,6 +103,7 @@ def prepare(
     prefix = f"{DATA_FOLDER}/{name}"
     manifest = read_manifest(storage, prefix)
     if manifest is not None:
+        logger.info("data: unchanged, using %s", join_uri(storage.root_uri, prefix))
         return PreparedDataset(name, DatasetStats.model_validate(manifest.metadata["stats"]), was_cached=True)
     with tempfile.TemporaryDirectory(prefix="llmforge-data-") as scratch:
         collected = _collect(job, tokenizer_json, cache_folder, Path(scratch), progress)

@@ -19,8 +19,11 @@ def parse_row(line: bytes, prompt_format: PromptFormat) -> Conversation:
         row = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK))
     except msgspec.DecodeError as error:
         raise DataError(f"not JSON: {error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    except UnicodeDecodeError as error:  # counts from the begin of a string of the row, which says nothing here
+        found = f"{error.reason} {error.object[error.start]:#04x}"
+        raise DataError(f"not UTF-8: {found}; save the file as UTF-8") from error
+    except RecursionError as error:
+        raise DataError("not JSON of a row: too many brackets inside each other") from error
     if not isinstance(row, dict):
         raise DataError("expected a JSON object with a `messages` list")
     if "messages" not in row:

@@ -61,8 +61,9 @@ def in_validation_fraction(uri: str, line: int, fraction: float, seed: int) -> b
 def _blocks_of(path: Path, uri: str, is_validation: bool, block_bytes: int) -> Iterator[LineBlock]:
     start = position = 0
     first_line = line = 1
+    read_bytes = min(READ_BYTES, block_bytes)
     with path.open("rb") as file:
-        while text := file.read(READ_BYTES) + file.readline():
+        while text := file.read(read_bytes) + file.readline():
             position += len(text)
             line += text.count(b"\n")
             if position - start >= block_bytes:

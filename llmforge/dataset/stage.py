@@ -5,13 +5,15 @@ does not know what becomes of them.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
-import ray
 import ray.data
 from numpy.typing import NDArray
 
@@ -19,7 +21,7 @@ from llmforge.config.job import JobConfig
 from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import LineBlock, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import Example, SegmentTokenizer
-from llmforge.errors import DataError
+from llmforge.errors import DataError, LlmforgeError
 from llmforge.prompt.render import Task, render
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -32,28 +34,24 @@ EXAMPLE_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
     ]
 )
+_FAILURE = pa.field("failure", pa.binary())
+"""A column more on the way from a task: the `LlmforgeError` that ended it, pickled, in a row of its own."""
 
 
-class TokenizeBlock:
-    """Ray Data stage: one `LineBlock` per call in, one table of examples and refused rows out."""
+class BlockTokenizer:
+    """Turns blocks of one job into tables; building it parses the tokenizer, so every process does that once."""
 
     def __init__(self, job_json: str, tokenizer_json: str, cache_folder: str) -> None:
-        job = JobConfig.model_validate_json(job_json)
-        self._job = job
-        self._format = job.prompt_format
+        self._job = JobConfig.model_validate_json(job_json)
         self._tokenizer = SegmentTokenizer(tokenizer_json)
         self._cache_folder = Path(cache_folder)
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> pa.Table:
-        blocks = [LineBlock(**json.loads(text)) for text in batch["block"]]
-        return pa.concat_tables([self.tokenize(block) for block in blocks])
-
-    def tokenize(self, block: LineBlock) -> pa.Table:
+    def table(self, block: LineBlock) -> pa.Table:
         """All rows of a block: examples, and refused rows with their reason and no tokens."""
         lines, segments, refused = [], [], []
         for line, text in read_lines(block, self._cache_folder):
             try:
-                conversation = parse_row(text, self._format)
+                conversation = parse_row(text, self._job.prompt_format)
             except DataError as error:
                 refused.append((line, str(error)))
                 continue
@@ -61,15 +59,16 @@ class TokenizeBlock:
             segments.append(
                 render(
                     conversation,
-                    self._format,
+                    self._job.prompt_format,
                     special_tokens=self._tokenizer.special_tokens,
                     task=cast(Task, self._job.task),
                     train_on=self._job.dataset.train_on,
                 )
             )
         examples = self._tokenizer.encode(segments)
+        is_validation = [self._is_validation(block, line) for line in lines]
         return pa.concat_tables(
-            [_example_table(block, lines, examples, self._is_validation), _refused_table(block, refused)]
+            [_example_table(block.uri, lines, is_validation, examples), _refused_table(block.uri, refused)]
         )
 
     def _is_validation(self, block: LineBlock, line: int) -> bool:
@@ -82,33 +81,53 @@ class TokenizeBlock:
 def tokenized_tables(
     job: JobConfig, blocks: Sequence[LineBlock], tokenizer_json: str, cache_folder: Path
 ) -> Iterator[pa.Table]:
-    """One table per block, in the order of the blocks."""
+    """One table per block, in the order of the blocks. Raises the `LlmforgeError` that a task raised."""
+    _follow_level_of_ray()
     items = [{"block": json.dumps(asdict(block))} for block in blocks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    num_actors = max(1, min(len(blocks), int(ray.cluster_resources().get("CPU", 1))))
-    tables = dataset.map_batches(
-        TokenizeBlock,
-        fn_constructor_args=(job.model_dump_json(), tokenizer_json, str(cache_folder)),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=num_actors),
-        num_cpus=1,
-    )
-    yield from tables.iter_batches(batch_size=None, batch_format="pyarrow")
+    # Tasks and not actors: their processes stay, and become the training workers.
+    arguments = (job.model_dump_json(), tokenizer_json, str(cache_folder))
+    tables = dataset.map_batches(_tokenize_blocks, fn_args=arguments, batch_size=1, num_cpus=1)
+    for table in tables.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for failure in table[_FAILURE.name].drop_null():
+            raise pickle.loads(failure.as_py())
+        yield table.drop_columns(_FAILURE.name)
+
+
+def _follow_level_of_ray() -> None:
+    """Keep Ray Data off the terminal where Ray is to be quiet: it prints by a handler of its own, tracebacks too.
+
+    What it raises is raised all the same, and its log file in Ray's session folder holds everything.
+    """
+    is_quiet = logging.getLogger("ray").getEffectiveLevel() > logging.INFO
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL if is_quiet else logging.INFO)
+
+
+def _tokenize_blocks(batch: dict[str, NDArray[Any]], job_json: str, tokenizer_json: str, cache_folder: str) -> pa.Table:
+    tokenizer = _block_tokenizer(job_json, tokenizer_json, cache_folder)
+    try:
+        table = pa.concat_tables([tokenizer.table(LineBlock(**json.loads(text))) for text in batch["block"]])
+    except LlmforgeError as error:  # such as a node that cannot read the data
+        # Ray Data would wrap an exception in one of its own, and lose it.
+        return pa.Table.from_pylist([{_FAILURE.name: pickle.dumps(error)}], schema=EXAMPLE_SCHEMA.append(_FAILURE))
+    return table.append_column(_FAILURE, pa.nulls(len(table), _FAILURE.type))
+
+
+_block_tokenizer = lru_cache(maxsize=1)(BlockTokenizer)
 
 
 def _example_table(
-    block: LineBlock,
-    lines: Sequence[int],
-    examples: Sequence[Example],
-    is_validation: Callable[[LineBlock, int], bool],
+    uri: str, lines: Sequence[int], is_validation: Sequence[bool], examples: Sequence[Example]
 ) -> pa.Table:
     return pa.table(
         [
-            pa.array([block.uri] * len(lines), pa.string()),
+            pa.array([uri] * len(lines), pa.string()),
             pa.array(lines, pa.int64()),
-            pa.array([is_validation(block, line) for line in lines], pa.bool_()),
+            pa.array(is_validation, pa.bool_()),
             pa.nulls(len(lines), pa.string()),
             pa.array([example.input_ids for example in examples], pa.list_(pa.int32())),
             pa.array([example.labels for example in examples], pa.list_(pa.int32())),
@@ -117,6 +136,6 @@ def _example_table(
     )
 
 
-def _refused_table(block: LineBlock, refused: Sequence[tuple[int, str]]) -> pa.Table:
-    rows = [{"uri": block.uri, "line": line, "reason": reason} for line, reason in refused]
+def _refused_table(uri: str, refused: Sequence[tuple[int, str]]) -> pa.Table:
+    rows = [{"uri": uri, "line": line, "reason": reason} for line, reason in refused]
     return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)

@@ -7,7 +7,8 @@ rows.
 
 SentencePiece-style tokenizers put a dummy prefix before a text. A run of text behind a cut gets it exactly where the
 tokenizer, given the whole text, would have put it: at the start, and behind a special token if the tokenizer splits
-there first (`Prepend` normalizers and `prepend_scheme: always`), but never behind the seam of an answer.
+there first (`Prepend` normalizers and `prepend_scheme: always`), but never behind a cut that is only the seam of an
+answer.
 """
 
 import json
@@ -74,7 +75,7 @@ class SegmentTokenizer:
         self._with_prefix = _encoder(description)
         never = self._dummy_prefix == "never"
         self._bare = self._with_prefix if never else _encoder(_without_dummy_prefix(description))
-        self.special_ids = special_tokens(tokenizer_json)
+        self.special_ids = _special_ids(description)
         """Control tokens: text to id."""
         pattern = "|".join(re.escape(token) for token in sorted(self.special_ids, key=len, reverse=True))
         self._special_pattern = re.compile(f"({pattern})") if pattern else None
@@ -98,9 +99,8 @@ class SegmentTokenizer:
         """Cut rendered text at the format's special tokens and where answers start."""
         run = _Run("", self._dummy_prefix != "never", [])
         for segment in segments:
-            if segment.starts_answer:
-                if run.text:
-                    yield run
+            if segment.starts_answer and run.text:
+                yield run
                 run = _Run("", False, [])
             for index, text in enumerate(self._split(segment)):
                 if index % 2 == 1:
@@ -135,7 +135,11 @@ class SegmentTokenizer:
 
 def special_tokens(tokenizer_json: str) -> dict[str, int]:
     """Control tokens of a `tokenizer.json`: text to id."""
-    return {token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"] if token["special"]}
+    return _special_ids(json.loads(tokenizer_json))
+
+
+def _special_ids(description: dict[str, Any]) -> dict[str, int]:
+    return {token["content"]: token["id"] for token in description["added_tokens"] if token["special"]}
 
 
 def _flags(spans: Sequence[tuple[int, bool]], starts: Sequence[int]) -> list[bool]:
@@ -154,10 +158,10 @@ def _join(parts: Sequence[_Run | _Special]) -> Example:
 
 
 def _encoder(description: dict[str, Any]) -> Tokenizer:
-    encoder = Tokenizer.from_str(json.dumps(description))
+    # Nothing is cut, filled up or added, and no post-processor moves offsets past the spaces at the begin of a token.
+    bare = {**description, "truncation": None, "padding": None, "post_processor": None}
+    encoder = Tokenizer.from_str(json.dumps(bare))
     encoder.encode_special_tokens = True  # a control token written in a message stays text
-    encoder.no_truncation()
-    encoder.no_padding()
     return encoder
 
 

@@ -4,23 +4,29 @@ In: a `TrainedModel` and messages. Out: the answer's text, whole or as a stream.
 the same code as in training, so control tokens written in a message stay text.
 """
 
+import queue
 import threading
 from collections.abc import Generator as PyGenerator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.errors import DataError
+from llmforge.inference.answer_text import decode_tokens, without_head
 from llmforge.inference.load import TrainedModel, load_trained_model
-from llmforge.inference.stops import Stops, cut_at_stops, find_stops
+from llmforge.inference.stops import cut_text, cut_tokens, find_stops
 from llmforge.prompt.messages import Conversation, parse_conversation
-from llmforge.prompt.render import render_prompt_segments
+from llmforge.prompt.render import Segment, compile_templates, render_prompt_segments
+
+_ANY_WORD = Segment("word")
 
 
 @dataclass(frozen=True)
@@ -36,58 +42,87 @@ class Generator:
 
     def __init__(self, trained: TrainedModel) -> None:
         self._trained = trained
+        self._format = trained.job.prompt_format
         generation = trained.job.generation_config
         assert generation is not None
         self._generation: GenerationConfig = generation
-        self._stops = find_stops(
-            trained.job.prompt_format, generation, trained.encoder.special_ids, _end_of_sequence_ids(trained)
-        )
+        special_ids = trained.encoder.special_ids
+        self._stops = find_stops(self._format, generation, special_ids, trained.end_of_sequence_ids)
+        self._decoding_context = trained.encoder.encode_prompt([_ANY_WORD])
+        self._answer_head = self._decoded_answer_head()
 
     def parse(self, raw_messages: object) -> Conversation:
         """Check messages that end with the user's. Raises `DataError`."""
-        return parse_conversation(raw_messages, self._trained.job.prompt_format, for_training=False)
+        return parse_conversation(raw_messages, self._format, for_training=False)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """The ids that the model is given."""
-        segments = render_prompt_segments(conversation, self._trained.job.prompt_format)
-        return self._trained.encoder.encode_prompt(segments)
+        return self._trained.encoder.encode_prompt(render_prompt_segments(conversation, self._format))
 
     def answer(self, conversation: Conversation, sampling: Sampling) -> str:
         """The whole answer."""
         return "".join(self.stream(conversation, sampling))
 
     def stream(self, conversation: Conversation, sampling: Sampling) -> PyGenerator[str, None, None]:
-        """The answer in pieces of text as they come. Leaving the iteration stops the model."""
-        prompt = torch.tensor([self.prompt_ids(conversation)], device=self._trained.model.device)
-        max_tokens = self._room(prompt.shape[1], sampling)
-        streamer = TextIteratorStreamer(self._trained.decoder, skip_prompt=True, skip_special_tokens=True)
-        cancel = threading.Event()
+        """The answer in pieces of text as they come. Leaving the iteration stops the model.
+
+        Raises `DataError` where the prompt leaves no room for an answer.
+        """
+        prompt = self.prompt_ids(conversation)
+        with self._generating(prompt, self._room(len(prompt), sampling), sampling) as tokens:
+            pieces = decode_tokens(cut_tokens(tokens, self._stops), self._decode, self._decoding_context)
+            yield from cut_text(without_head(pieces, self._answer_head), self._stops.texts)
+
+    @contextmanager
+    def _generating(self, prompt: list[int], max_tokens: int, sampling: Sampling) -> Iterator[Iterator[int]]:
+        """Generated tokens while a thread runs the model; the end of the block ends the thread."""
+        input_ids = torch.tensor([prompt], device=self._trained.model.device)
+        tokens = _Tokens()
+        left = threading.Event()
         arguments = {
-            "input_ids": prompt,
-            "attention_mask": torch.ones_like(prompt),
-            "streamer": streamer,
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "streamer": tokens,
             "max_new_tokens": max_tokens,
-            "stopping_criteria": StoppingCriteriaList([_StopAt(self._stops, cancel, prompt.shape[1])]),
-            "eos_token_id": sorted(self._stops.token_ids),
-            "pad_token_id": min(self._stops.token_ids, default=0),
+            "stopping_criteria": StoppingCriteriaList([_WhenSet(left)]),
+            "eos_token_id": sorted(self._stops.token_ids) or None,
+            "pad_token_id": 0,
             **self._sampling_arguments(sampling),
         }
         with ThreadPoolExecutor(1, "llmforge-generate") as executor:
             generation = executor.submit(self._trained.model.generate, **arguments)
-            generation.add_done_callback(lambda _: streamer.end())  # an exception must not leave the reader waiting
+            generation.add_done_callback(lambda _: tokens.end())  # an exception must not leave the reader waiting
             try:
-                yield from cut_at_stops(streamer, self._stops.texts)
+                yield iter(tokens)
             finally:
-                cancel.set()
+                left.set()
                 generation.result()
 
+    def _decoded_answer_head(self) -> str:
+        """What a trained model puts before the content of an answer, as it comes out of the decoder."""
+        head = compile_templates(self._format, self._trained.encoder.special_tokens).answer_head
+        tokens = self._trained.encoder.encode_prompt([_ANY_WORD, Segment(head, starts_answer=True)])
+        new_tokens = tokens[len(self._decoding_context) :]
+        return "".join(decode_tokens(new_tokens, self._decode, self._decoding_context))
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self._trained.decoder.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
     def _room(self, num_prompt_tokens: int, sampling: Sampling) -> int:
-        wanted = sampling.max_tokens or self._generation.max_tokens
+        if num_prompt_tokens == 0:
+            raise DataError("the prompt is empty: the format puts nothing around the messages, and they have no text")
+        wanted = self._generation.max_tokens if sampling.max_tokens is None else sampling.max_tokens
         longest: int | None = getattr(self._trained.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is None:
             return wanted
         if num_prompt_tokens >= longest:
-            raise DataError(f"the prompt has {num_prompt_tokens} tokens; the model takes at most {longest - 1}")
+            raise DataError(
+                f"the prompt has {num_prompt_tokens} tokens; the model takes at most {longest - 1}, to leave room for "
+                "an answer: shorten the messages"
+            )
         return min(wanted, longest - num_prompt_tokens)
 
     def _sampling_arguments(self, sampling: Sampling) -> dict[str, object]:
@@ -103,19 +138,37 @@ class Generator:
         }
 
 
-class _StopAt(StoppingCriteria):  # type: ignore[misc] # transformers is untyped here
-    """Ends a generation at token sequences, at stop texts that need no later token, and when it is cancelled."""
+class _Tokens(BaseStreamer):  # type: ignore[misc] # transformers is untyped here
+    """Tokens handed from the thread that generates to the one that reads."""
 
-    def __init__(self, stops: Stops, cancel: threading.Event, num_prompt_tokens: int) -> None:
-        self._sequences = stops.token_sequences
-        self._cancel = cancel
-        self._num_prompt_tokens = num_prompt_tokens
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[list[int] | None] = queue.SimpleQueue()
+        self._prompt_has_come = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called by `generate`: first with the prompt, then with every token."""
+        if self._prompt_has_come:
+            self._queue.put(value.flatten().tolist())
+        self._prompt_has_come = True
+
+    def end(self) -> None:
+        """Called when nothing follows."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[int]:
+        """All generated tokens, without the prompt."""
+        for tokens in iter(self._queue.get, None):
+            yield from tokens
+
+
+class _WhenSet(StoppingCriteria):  # type: ignore[misc] # transformers is untyped here
+    """Ends a generation whose reader has left."""
+
+    def __init__(self, left: threading.Event) -> None:
+        self._left = left
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
-        answer = input_ids[0, self._num_prompt_tokens :].tolist()
-        ends = any(tuple(answer[-len(sequence) :]) == sequence for sequence in self._sequences)
-        stopped = ends or self._cancel.is_set()
-        return torch.full((input_ids.shape[0],), stopped, dtype=torch.bool, device=input_ids.device)
+        return torch.full((input_ids.shape[0],), self._left.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
 def open_generator(uri: str, checkpoint: str, cache_folder: Path) -> Generator:
@@ -123,9 +176,3 @@ def open_generator(uri: str, checkpoint: str, cache_folder: Path) -> Generator:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return Generator(load_trained_model(uri, checkpoint, cache_folder))
-
-
-def _end_of_sequence_ids(trained: TrainedModel) -> Sequence[int]:
-    configured = trained.model.generation_config.eos_token_id if trained.model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return [token for token in [*ids, trained.decoder.eos_token_id] if token is not None]

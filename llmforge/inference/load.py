@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.checkpoint.names import FOLDER, is_checkpoint_name
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
@@ -34,6 +34,8 @@ class TrainedModel:
     """Text to ids, by the rules of training."""
     decoder: PreTrainedTokenizerFast
     """Ids to text."""
+    end_of_sequence_ids: frozenset[int]
+    """What ends a text by the base model's own configuration."""
     job: JobConfig
     """The resolved job that trained it."""
     checkpoint: CheckpointInfo
@@ -48,12 +50,17 @@ def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> Trained
     needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
     folder = store.local_folder(info, cache_folder / FOLDER / info.name, needed)
     job = job_from_yaml((folder / RESOLVED_JOB_FILE).read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}")
+    decoder = load_tokenizer(folder)
     model = _load_model(job, folder)
+    end_of_sequence_ids = _end_of_sequence_ids(model, decoder)
+    # The job alone says how to sample: what the base model's publisher preferred would fill every gap.
+    model.generation_config = GenerationConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return TrainedModel(
         model=cast(PreTrainedModel, model.to(device).eval()),
         encoder=SegmentTokenizer(read_tokenizer_json(folder)),
-        decoder=load_tokenizer(folder),
+        decoder=decoder,
+        end_of_sequence_ids=end_of_sequence_ids,
         job=job,
         checkpoint=info,
     )
@@ -62,8 +69,9 @@ def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> Trained
 def find_checkpoint(uri: str, checkpoint: str) -> tuple[CheckpointStore, CheckpointInfo]:
     """The store of a run and one of its checkpoints; `uri` is the run's folder or the checkpoint's own."""
     parent, _, name = uri.rstrip("/").rpartition("/")
-    if is_checkpoint_name(name) and parent.endswith(f"/{FOLDER}"):
-        uri, checkpoint = parent.removesuffix(f"/{FOLDER}"), name
+    run, _, folder = parent.rpartition("/")
+    if is_checkpoint_name(name) and folder == FOLDER:
+        uri, checkpoint = run or ("/" if parent.startswith("/") else "."), name
     store = CheckpointStore(open_storage(uri))
     if not store.list():
         raise CheckpointError(
@@ -80,3 +88,9 @@ def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
     weights = model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
     base = load_base_model(architecture, weights, precision=precision, attention=attention)
     return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
+
+
+def _end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)

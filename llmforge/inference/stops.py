@@ -1,7 +1,7 @@
-"""When an answer ends: stop tokens and stop texts, and cutting a stream of text where one begins.
+"""When an answer ends: stop tokens and stop texts, and cutting a stream of tokens or of text where one begins.
 
-In: a prompt format and a `GenerationConfig`. Out: the token ids and texts that end an answer, and a filter over pieces
-of text. The terminator of the assistant template always counts. It runs no model.
+In: a prompt format and a `GenerationConfig`. Out: the tokens and texts that end an answer, and filters over what a
+model generates. The terminator of the assistant template always counts. It runs no model.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from llmforge.prompt.render import compile_templates
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends an answer."""
+    """What ends an answer; no part of a stop belongs to the answer."""
 
     token_ids: frozenset[int]
     token_sequences: tuple[tuple[int, ...], ...]
@@ -44,19 +44,33 @@ def find_stops(
     return Stops(frozenset(token_ids), tuple(token_sequences), tuple(texts))
 
 
-def cut_at_stops(pieces: Iterable[str], texts: tuple[str, ...]) -> Iterator[str]:
-    """Pass text on until a stop text begins; what may be the begin of one is held back until that is clear."""
+def cut_tokens(tokens: Iterable[int], stops: Stops) -> Iterator[int]:
+    """Pass tokens on until a stop token or sequence is complete, without any of it."""
+    sequences = (*((token,) for token in stops.token_ids), *stops.token_sequences)
+    held: tuple[int, ...] = ()
+    for token in tokens:
+        held += (token,)
+        complete = max((len(sequence) for sequence in sequences if held[-len(sequence) :] == sequence), default=0)
+        keep = complete or max((_overlap(held, sequence) for sequence in sequences), default=0)
+        yield from held[: len(held) - keep]
+        held = held[len(held) - keep :]
+        if complete:
+            return
+    yield from held
+
+
+def cut_text(pieces: Iterable[str], texts: tuple[str, ...]) -> Iterator[str]:
+    """Pass pieces of text on until a stop text is complete, without any of it, however the pieces are split."""
     held = ""
     for piece in pieces:
         held += piece
-        found = [held.index(text) for text in texts if text in held]
-        if found:
-            yield held[: min(found)]
-            return
-        keep = max((_overlap(held, text) for text in texts), default=0)
+        found = [(held.index(text) + len(text), held.index(text)) for text in texts if text in held]
+        keep = len(held) - min(found)[1] if found else max((_overlap(held, text) for text in texts), default=0)
         if keep < len(held):
             yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
+        if found:
+            return
+        held = held[len(held) - keep :]
     if held:
         yield held
 
@@ -66,6 +80,6 @@ def _end_of(terminator: str, special_ids: dict[str, int]) -> str:
     return next((token for token in special_ids if terminator.endswith(token)), terminator)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+def _overlap(held: str | tuple[int, ...], stop: str | tuple[int, ...]) -> int:
+    """Length of the longest end of `held` that begins `stop` and is not all of it."""
+    return next((size for size in range(min(len(held), len(stop) - 1), 0, -1) if held[-size:] == stop[:size]), 0)

@@ -43,7 +43,7 @@ def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
     if Path(repo_id).is_dir():
         return Path(repo_id)
     if repo_id.startswith((".", "/", "~")) or repo_id.count("/") > 1:
-        raise ModelError(f"{repo_id}: no such model folder")
+        raise ModelError(f"{repo_id}: no such model folder; check the path, or name a model of the hub as owner/name")
     patterns = SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
@@ -55,19 +55,24 @@ def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
 
 
 def read_tokenizer_json(folder: Path) -> str:
-    """The text of `tokenizer.json`, which decides every id."""
+    """The text of `tokenizer.json`, which decides every id. Raises `ModelError` where it is missing or damaged."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no tokenizer.json; llmforge needs the model's fast tokenizer")
-    return path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    _parse_object(text, path)
+    return text
 
 
 def read_model_facts(folder: Path) -> ModelFacts:
-    """Sizes from `config.json` and the headers of the weight files; loads no weight."""
+    """Sizes from `config.json` and the headers of the weight files; loads no weight.
+
+    Raises `ModelError` where one of them is missing or damaged.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json; expected a Hugging Face model folder")
-    config = json.loads(path.read_text())
+    config = _parse_object(path.read_text(encoding="utf-8"), path)
     text_config = config.get("text_config", config)
     return ModelFacts(
         context_length=text_config.get("max_position_embeddings"),
@@ -76,13 +81,36 @@ def read_model_facts(folder: Path) -> ModelFacts:
     )
 
 
+def _parse_object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise _damaged(path, "expected a JSON object")
+    return parsed
+
+
 def _count_parameters(folder: Path) -> int | None:
-    """Elements of all tensors in the safetensors files, read from their headers (8 bytes of length, then JSON)."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = 0
-    for path in files:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(length))
-        total += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return total if files else None
+    """Elements of all tensors in the weight files that `transformers` would load; None where there are none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _parse_object(index.read_text(encoding="utf-8"), index)["weight_map"]
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
+    else:
+        paths = [folder / "model.safetensors"]
+    return sum(map(_elements, paths)) if all(path.is_file() for path in paths) else None
+
+
+def _elements(path: Path) -> int:
+    """Elements of all tensors of a safetensors file, from its header (8 bytes of length, then JSON)."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+        if length > path.stat().st_size:
+            raise _damaged(path, "no safetensors file")
+        header = _parse_object(file.read(length).decode(errors="replace"), path)
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _damaged(path: Path, found: str) -> ModelError:
+    return ModelError(f"{path}: {found}; cut short, or a pointer of Git LFS? Fetch the file again")

@@ -12,6 +12,8 @@ from llmforge.config.prompt_format import PromptFormat
 from llmforge.prompt.messages import BARE_TEMPLATE
 from llmforge.prompt.render import Piece, Templates, compile_templates
 
+_NOT_TEXT = "the content of a message is not a string"
+
 
 def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -> str:
     """The Jinja template of a format; `special_tokens` as in `render`."""
@@ -31,6 +33,7 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
             _refuse("systems|length > 1", "at most one system message is allowed"),
             _refuse("not turns", "there is no user message"),
             _refuse("add_generation_prompt and turns[-1]['role'] != 'user'", "a prompt ends with the user's message"),
+            _refuse("systems and systems[0]['content'] is not string", _NOT_TEXT),
             "{%- set system = (systems[0]['content'] if systems else "
             + f"{_string(prompt_format.default_system_message)}){trim} -%}}",
             f"{{%- set has_system = system != '' or {tags_always} -%}}",
@@ -38,6 +41,7 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
             _literal(prompt_format.bos),
             "" if prompt_format.system_in_user else system,
             "{%- for message in turns -%}",
+            _refuse("message['content'] is not string", _NOT_TEXT),
             f"{{%- set content = message['content']{trim} -%}}",
             _refuse(
                 "message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant')",
@@ -52,7 +56,7 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
 
 
 def _answer(templates: Templates) -> str:
-    trained = _pieces(templates.answer_head, {}) + "{{- content -}}" + _literal(templates.terminator)
+    trained = _literal(templates.answer_head) + "{{- content -}}" + _literal(templates.terminator)
     marked = f"{{%- generation -%}}{trained}{{%- endgeneration -%}}"
     return _literal(templates.cue) + marked + _literal(templates.answer_tail)
 

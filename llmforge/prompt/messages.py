@@ -23,7 +23,7 @@ class Message:
     role: Role
     content: str
     trained: bool = True
-    """False takes an assistant turn out of the loss (`"weight": 0` or `"train": false` in the data)."""
+    """False takes the turn out of the loss (`"weight": 0` or `"train": false` in the data)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,17 @@ def _parse_message(raw: object, number: int) -> Message:
         raise DataError(f"message {number} has role {role!r}; allowed are {', '.join(ROLES)}")
     if not isinstance(content, str):
         raise DataError(f"message {number} ({role}) has {_describe(content)} as content; expected a string")
+    _check_characters(content, f"message {number} ({role})")
     return Message(cast(Role, role), content, trained=_is_trained(raw, number))
+
+
+def _check_characters(content: str, place: str) -> None:
+    """JSON escapes and undecodable bytes on a command line can leave half a surrogate pair, which is no character."""
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        found = f"{content[error.start]!r} at character {error.start + 1}"
+        raise DataError(f"{place} holds {found}, which is half of a surrogate pair; write valid Unicode") from error
 
 
 def _is_trained(raw: dict[str, object], number: int) -> bool:

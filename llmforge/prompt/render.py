@@ -10,10 +10,9 @@ decide where a turn ends.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from string import Formatter
 from typing import Literal
 
-from llmforge.config.prompt_format import PromptFormat
+from llmforge.config.prompt_format import PromptFormat, template_parts
 from llmforge.prompt.messages import Conversation, Message
 
 Task = Literal["instruction_tuning", "causal_lm"]
@@ -49,7 +48,7 @@ class Templates:
     user: tuple[Piece, ...]
     cue: str
     """Begin of the assistant template that belongs to the prompt (`trailing_assistant`)."""
-    answer_head: tuple[Piece, ...]
+    answer_head: str
     """The rest of the assistant template up to the content."""
     terminator: str
     """Trained text behind the content: up to and including the first special token."""
@@ -72,16 +71,12 @@ def render(
     """
     last = len(conversation.turns) - 1
     trains = [
-        message.role == "assistant" and message.trained and (train_on == "all_turns" or index == last)
+        message.trained and (train_on == "all_turns" or index == last)
         for index, message in enumerate(conversation.turns)
     ]
-    segments = _render(conversation, prompt_format, special_tokens, trains, system_turn=0)
-    if task == "causal_lm":
-        return [
-            segment if index == 0 and prompt_format.bos else replace(segment, trained=True)
-            for index, segment in enumerate(segments)
-        ]
-    return segments
+    templates = compile_templates(prompt_format, special_tokens)
+    trains_prompts = task == "causal_lm"
+    return _render(conversation, prompt_format, templates, trains, trains_prompts=trains_prompts, system_turn=0)
 
 
 def render_prompt(messages: Sequence[Message], prompt_format: PromptFormat) -> str:
@@ -93,7 +88,9 @@ def render_prompt_segments(conversation: Conversation, prompt_format: PromptForm
     """As `render_prompt`, but cut so that control tokens written inside a message stay text when they are tokenized."""
     turns = conversation.turns
     system_turn = len(turns) - 1 if prompt_format.system_in_last_user else 0
-    segments = _render(conversation, prompt_format, frozenset(), [False] * len(turns), system_turn=system_turn)
+    templates = compile_templates(prompt_format, frozenset())
+    nothing = [False] * len(turns)
+    segments = _render(conversation, prompt_format, templates, nothing, trains_prompts=False, system_turn=system_turn)
     return [*segments, *_literal(prompt_format.trailing_assistant)]
 
 
@@ -110,7 +107,7 @@ def compile_templates(prompt_format: PromptFormat, special_tokens: frozenset[str
         system=_pieces(prompt_format.system),
         user=_pieces(prompt_format.user),
         cue=cue,
-        answer_head=(Piece(head[len(cue) :]),),
+        answer_head=head[len(cue) :],
         terminator=tail[:end],
         answer_tail=tail[end:],
     )
@@ -119,35 +116,41 @@ def compile_templates(prompt_format: PromptFormat, special_tokens: frozenset[str
 def _render(
     conversation: Conversation,
     prompt_format: PromptFormat,
-    special_tokens: frozenset[str],
+    templates: Templates,
     trains: Sequence[bool],
     *,
+    trains_prompts: bool,
     system_turn: int,
 ) -> list[Segment]:
-    templates = compile_templates(prompt_format, special_tokens)
+    """Text = bos + turns. `trains`: for every turn, whether it may carry loss; a user turn, and what stands around an
+    answer, do so only with `trains_prompts`."""
     system_content = _system_content(conversation, prompt_format)
     system: list[Segment] = []
     if system_content is not None:
         system = _fill(templates.system, {"instruction": _content(system_content, prompt_format)})
+        system = _trained(system) if trains_prompts else system
     segments = _literal(prompt_format.bos)
     if not prompt_format.system_in_user:
         segments += system
     for index, (message, trained) in enumerate(zip(conversation.turns, trains, strict=True)):
         content = _content(message.content, prompt_format)
         if message.role == "user":
-            segments += _fill(
-                templates.user, {"instruction": content, "system": system if index == system_turn else []}
-            )
+            turn = _fill(templates.user, {"instruction": content, "system": system if index == system_turn else []})
         else:
-            segments += _answer(templates, content, trained=trained)
+            turn = _answer(templates, content, trained=trained)
+        segments += _trained(turn) if trained and trains_prompts else turn
     return segments
 
 
 def _answer(templates: Templates, content: list[Segment], *, trained: bool) -> list[Segment]:
-    target = [*_fill(templates.answer_head, {}), *content, *_literal(templates.terminator)]
-    target = [replace(segment, trained=trained) for segment in target]
+    target = [*_literal(templates.answer_head), *content, *_literal(templates.terminator)]
     target[0] = replace(target[0], starts_answer=True)
+    target = _trained(target) if trained else target
     return [*_literal(templates.cue), *target, *_literal(templates.answer_tail)]
+
+
+def _trained(segments: Iterable[Segment]) -> list[Segment]:
+    return [replace(segment, trained=True) for segment in segments]
 
 
 def _content(text: str, prompt_format: PromptFormat) -> list[Segment]:
@@ -175,9 +178,8 @@ def _literal(text: str) -> list[Segment]:
 
 
 def _pieces(template: str) -> tuple[Piece, ...]:
-    """Cut a template at its fields; `{{` and `}}` become braces here and nowhere else."""
     pieces: list[Piece] = []
-    for text, field, _, _ in Formatter().parse(template):
+    for text, field in template_parts(template):
         pieces += [Piece(text)] if text else []
         pieces += [Piece("", field)] if field is not None else []
     return tuple(pieces)

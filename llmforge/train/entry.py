@@ -4,11 +4,13 @@ The driver, and Ray Train's controller process, load this module and not the wor
 peft take seconds to import, and only the workers need them.
 """
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 from llmforge.dataset.pipeline import PreparedDataset
+from llmforge.train.cluster import WORKER_MODULE
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,12 @@ class WorkerTask:
     cache_folder: str
     mailbox: Any
     """Handle of the driver's mailbox actor."""
+    working_folder: str
+    """Where the driver was started: relative paths of a job count from there."""
 
 
 def start_worker(task: WorkerTask) -> None:
     """Entry of a Ray Train worker: imports the worker where it runs."""
-    import_module("llmforge.train.worker").train_worker(task)
+    if os.path.isdir(task.working_folder):  # Ray Train has gone to a folder of its own
+        os.chdir(task.working_folder)
+    import_module(WORKER_MODULE).train_worker(task)

@@ -32,11 +32,12 @@ class RunRecord:
         except NotFoundError:
             self._path.touch()
         self._logger = JsonlLogger(self._path)
+        self._records: Sequence[Record] | None = None
 
     @property
     def records(self) -> Sequence[Record]:
-        """All metric records of the run."""
-        return read_metrics(self._path)
+        """All metric records of the run, also when it is closed."""
+        return read_metrics(self._path) if self._records is None else self._records
 
     def handle(self, event: Event) -> None:
         """Show and keep one event."""
@@ -59,4 +60,6 @@ class RunRecord:
     def close(self) -> None:
         """Store what has been recorded; also after a failure."""
         self._logger.close()
-        self._storage.upload(self._path, METRICS_FILE)
+        with self._folder:
+            self._records = read_metrics(self._path)
+            self._storage.upload(self._path, METRICS_FILE)

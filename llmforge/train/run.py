@@ -12,18 +12,17 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from ray.exceptions import RayTaskError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
-from llmforge.config.deepspeed import read_deepspeed
+from llmforge.config.deepspeed import deepspeed_config_of, read_deepspeed
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
-from llmforge.config.resolve import DataSizes, JobFacts, job_digest, resolve_job, size_job
-from llmforge.dataset.pipeline import PreparedDataset, prepare
-from llmforge.errors import CheckpointError, ConfigError, LlmforgeError
+from llmforge.config.resolve import JobFacts, job_digest, resolve_job, size_job
+from llmforge.dataset.pipeline import prepare
+from llmforge.errors import CheckpointError, ConfigError
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.models.folder import ModelFacts, model_folder, read_model_facts, read_tokenizer_json
@@ -74,9 +73,16 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     _check_run_folder(CheckpointStore(open_storage(run_uri)), run_uri, resume=request.resume)
     display.phase("preparing data")
     with timer.phase("prepare data"):
-        prepared = _prepare(job, tokenizer_json, output, request.cache_folder, facts, display)
+        prepared = prepare(
+            job,
+            tokenizer_json,
+            output,
+            request.cache_folder,
+            model_context_length=facts.context_length,
+            progress=display.data,
+        )
     display.message(prepared.stats.describe())
-    job = size_job(job, _sizes(prepared, facts))
+    job = size_job(job, prepared.sizes(facts.context_length))
     job_text = job_to_yaml(job, request.job)
     run_storage = open_storage(run_uri)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
@@ -85,7 +91,13 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     try:
         with Receiver(record.handle) as receiver:
             task = WorkerTask(
-                job.model_dump_json(), job_text, run_uri, prepared, str(request.cache_folder), receiver.mailbox
+                job.model_dump_json(),
+                job_text,
+                run_uri,
+                prepared,
+                str(request.cache_folder),
+                receiver.mailbox,
+                str(Path.cwd()),
             )
             display.phase("starting workers")
             _fit(job, task)
@@ -117,6 +129,7 @@ def _resolve(request: RunRequest, model: ModelFacts) -> tuple[JobConfig, Storage
         hidden_size=model.hidden_size,
     )
     job = resolve_job(job, facts)
+    deepspeed_config_of(job, model.hidden_size or 0)  # the workers' own, made here for its checks
     check_resources(job, cluster)
     check_writable(storage)
     return job, storage
@@ -147,42 +160,6 @@ def _check_run_folder(store: CheckpointStore, run_uri: str, *, resume: bool) -> 
         )
     if resume:
         logger.info("resuming %s from step %d (%s)", run_uri, checkpoints[-1].step, checkpoints[-1].name)
-
-
-def _prepare(
-    job: JobConfig,
-    tokenizer_json: str,
-    output: Storage,
-    cache_folder: Path,
-    facts: ModelFacts,
-    display: ProgressDisplay,
-) -> PreparedDataset:
-    try:
-        prepared = prepare(
-            job,
-            tokenizer_json,
-            output,
-            cache_folder,
-            model_context_length=facts.context_length,
-            progress=display.data,
-        )
-    except RayTaskError as error:  # raised on another node
-        if isinstance(error.cause, LlmforgeError):
-            raise error.cause from error
-        raise
-    if prepared.was_cached:
-        display.message(f"data: unchanged, using {join_uri(job.output_dir, prepared.prefix)}")
-    return prepared
-
-
-def _sizes(prepared: PreparedDataset, facts: ModelFacts) -> DataSizes:
-    stats = prepared.stats
-    return DataSizes(
-        length_p95=stats.lengths.p95,
-        longest_tokens=stats.lengths.longest,
-        num_train_samples=stats.train.samples,
-        model_context_length=facts.context_length,
-    )
 
 
 def _fit(job: JobConfig, task: WorkerTask) -> None:

@@ -1,5 +1,6 @@
 """The report of a finished run, composed from what the run left behind."""
 
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +44,9 @@ def store_report(
 
 
 def use_commands(run_uri: str) -> dict[str, str]:
-    """How a person goes on from here."""
+    """How a person goes on from here: commands that a shell takes as they stand."""
+    run = shlex.quote(run_uri)
     return {
-        "Talk to the model": f"llmforge chat {run_uri}",
-        "One answer": f'llmforge generate {run_uri} --prompt "..."',
+        "Talk to the model": f"llmforge chat {run}",
+        "One answer": f'llmforge generate {run} --prompt "..."',
     }

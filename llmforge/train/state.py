@@ -1,5 +1,6 @@
 """Where a run stands: the little that must be remembered beside weights and optimizer state."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,9 +18,12 @@ OPTIMIZER_FOLDER = "optimizer"
 class Evaluation(StrictModel):
     """One evaluation of the run."""
 
+    # Strict JSON has no NaN: as a string it comes back as what it was.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
+
     step: int
     loss: float
-    """Mean over the trained tokens of the validation data, in nats."""
+    """Mean over the trained tokens of the validation data, in nats; not finite where training has diverged."""
 
 
 class TrainerState(BaseModel):
@@ -37,8 +41,9 @@ class TrainerState(BaseModel):
 
     @property
     def best_evaluation(self) -> Evaluation | None:
-        """The one with the lowest loss, the earlier of equals."""
-        return min(self.evaluations, key=lambda evaluation: evaluation.loss, default=None)
+        """The one with the lowest finite loss; of equals the later, whose checkpoint is the one that is kept."""
+        finite = [evaluation for evaluation in self.evaluations if math.isfinite(evaluation.loss)]
+        return min(reversed(finite), key=lambda evaluation: evaluation.loss, default=None)
 
     def is_evaluated(self) -> bool:
         """Whether the weights of this very step were evaluated."""
@@ -46,7 +51,8 @@ class TrainerState(BaseModel):
 
     def has_stopped_improving(self, patience: int, min_delta: float) -> bool:
         """Whether the last `patience` evaluations all failed to fall by more than `min_delta` below the best before."""
-        losses = [evaluation.loss for evaluation in self.evaluations]
+        # min() is wrong with NaN; a diverged model is worse than any other.
+        losses = [evaluation.loss if math.isfinite(evaluation.loss) else math.inf for evaluation in self.evaluations]
         if len(losses) <= patience:
             return False
         return min(losses[-patience:]) >= min(losses[:-patience]) - min_delta

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import deepspeed
 import ray.train
@@ -22,7 +22,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
-from llmforge.config.deepspeed import build_deepspeed_config, zero_stage_of
+from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.dataset.tokenize import special_tokens
@@ -105,17 +105,7 @@ def _build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
     if job.gradient_checkpointing:
         model.activation_checkpointing_enable()
     optimizer = build_optimizer(model.parameters(), job.optimizer, _required(job.learning_rate))
-    user = cast(dict[str, Any], job.deepspeed)
-    deepspeed_config = build_deepspeed_config(
-        user,
-        zero_stage=zero_stage_of(user),
-        micro_batch_size=_required(job.train_batch_size_per_device),
-        gradient_accumulation_steps=job.gradient_accumulation_steps,
-        num_workers=job.num_devices,
-        precision=job.precision,
-        max_grad_norm=job.max_grad_norm,
-        hidden_size=model.config.get_text_config().hidden_size,
-    )
+    deepspeed_config = deepspeed_config_of(job, model.config.get_text_config().hidden_size)
     return TrainingEngine(model.to(device), optimizer, deepspeed_config, device)
 
 

@@ -1,0 +1,182 @@
+"""The exported chat template, run by `transformers`: same text, ids and mask as ours, same refusals."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerFast
+
+from llmforge.config.prompt_format import PromptFormat
+from llmforge.dataset.tokenize import IGNORED_LABEL, SegmentTokenizer
+from llmforge.errors import DataError
+from llmforge.prompt.chat_template import chat_template
+from llmforge.prompt.messages import parse_conversation
+from llmforge.prompt.render import render, render_prompt
+from tests.prompt.formats import (
+    ADJACENT,
+    CHATML,
+    FORMATS,
+    LLAMA_2,
+    LLAMA_3,
+    MISTRAL_BOS,
+    MISTRAL_LAST,
+    PLAIN,
+    SPECIAL_TOKENS,
+    VERBATIM,
+    Row,
+    contents,
+    rows,
+)
+from tests.prompt.tokenizers import byte_tokenizer, hugging_face_tokenizer, segment_tokenizer
+
+BYTES = byte_tokenizer(SPECIAL_TOKENS)
+OURS = SegmentTokenizer(BYTES.to_str())
+
+
+@cache
+def serving_tokenizer(prompt_format: PromptFormat) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token a byte, with the template as an export would give it."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=BYTES)
+    tokenizer.chat_template = chat_template(prompt_format, SPECIAL_TOKENS)
+    return tokenizer
+
+
+def check_training(
+    row: Row, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerFast, ours: SegmentTokenizer
+) -> None:
+    segments = render(parse_conversation(row, prompt_format), prompt_format, special_tokens=ours.special_tokens)
+    assert tokenizer.apply_chat_template(row, tokenize=False) == "".join(segment.text for segment in segments)
+    theirs = tokenizer.apply_chat_template(row, return_dict=True, return_assistant_tokens_mask=True)
+    example = ours.encode([segments])[0]
+    assert example.input_ids.tolist() == theirs["input_ids"]
+    assert (example.labels != IGNORED_LABEL).astype(int).tolist() == theirs["assistant_masks"]
+
+
+def as_prompt(row: Row) -> Row:
+    """The row without its last answer."""
+    last = max(index for index, message in enumerate(row) if message["role"] == "assistant")
+    return row[:last] + row[last + 1 :]
+
+
+def ends_with_ascii(row: Row) -> bool:
+    """`transformers` finds only the first token of a character, and so its mask ends before the others."""
+    return all(message["content"][-1].isascii() for message in row)
+
+
+@given(prompt_format=st.sampled_from(list(FORMATS.values())), row=rows(contents()))
+@settings(max_examples=200)
+def test_random_conversations(prompt_format: PromptFormat, row: Row) -> None:
+    tokenizer = serving_tokenizer(prompt_format)
+    if prompt_format != VERBATIM or ends_with_ascii(row):
+        check_training(row, prompt_format, tokenizer, OURS)
+    prompt = parse_conversation(as_prompt(row), prompt_format, for_training=False)
+    served = tokenizer.apply_chat_template(as_prompt(row), tokenize=False, add_generation_prompt=True)
+    assert served == render_prompt(prompt.messages, prompt_format)
+
+
+@given(row=rows(contents()))
+@settings(max_examples=50)
+def test_the_system_message_in_the_last_user_turn(row: Row) -> None:
+    tokenizer = serving_tokenizer(MISTRAL_LAST)
+    check_training(row, MISTRAL_LAST, tokenizer, OURS)
+    prompt = parse_conversation(as_prompt(row), MISTRAL_LAST, for_training=False)
+    served = tokenizer.apply_chat_template(as_prompt(row), tokenize=False, add_generation_prompt=True)
+    assert served == render_prompt(prompt.messages, MISTRAL_LAST)
+
+
+@given(row=rows(contents(*SPECIAL_TOKENS)))
+@settings(max_examples=50)
+def test_control_tokens_in_contents_render_as_they_are(row: Row) -> None:
+    segments = render(parse_conversation(row, LLAMA_3), LLAMA_3, special_tokens=SPECIAL_TOKENS)
+    served = serving_tokenizer(LLAMA_3).apply_chat_template(row, tokenize=False)
+    assert served == "".join(segment.text for segment in segments)
+
+
+SYSTEM_VARIANTS = {
+    "dropped": LLAMA_3,
+    "kept": LLAMA_3.model_copy(update={"add_system_tags_even_if_message_is_empty": True}),
+    "kept inside the user turn": LLAMA_2.model_copy(update={"add_system_tags_even_if_message_is_empty": True}),
+    "default": LLAMA_3.model_copy(update={"default_system_message": " be {{ kind }} "}),
+    "default as it is": LLAMA_3.model_copy(update={"default_system_message": " be kind", "strip_whitespace": False}),
+}
+
+
+@pytest.mark.parametrize("system", [None, "", " \n", " be quick "])
+@pytest.mark.parametrize("prompt_format", SYSTEM_VARIANTS.values(), ids=SYSTEM_VARIANTS)
+def test_empty_and_default_system_messages(prompt_format: PromptFormat, system: str | None) -> None:
+    row: Row = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    if system is not None:
+        row.append({"role": "system", "content": system})
+    check_training(row, prompt_format, serving_tokenizer(prompt_format), OURS)
+
+
+@pytest.mark.parametrize("prompt_format", [VERBATIM, VERBATIM.model_copy(update={"strip_whitespace": False})])
+def test_verbatim_formats_take_empty_messages(prompt_format: PromptFormat) -> None:
+    row: Row = [{"role": "user", "content": ""}, {"role": "assistant", "content": " "}]
+    text = "".join(segment.text for segment in render(parse_conversation(row, prompt_format), prompt_format))
+    assert serving_tokenizer(prompt_format).apply_chat_template(row, tokenize=False) == text
+
+
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+SYSTEM = {"role": "system", "content": "be kind"}
+ORDER = "after the system message, user and assistant take turns and the user begins"
+NOT_TEXT = "the content of a message is not a string"
+
+
+@pytest.mark.parametrize("generation", [False, True])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([SYSTEM, USER, SYSTEM], "at most one system message is allowed"),
+        ([SYSTEM], "there is no user message"),
+        ([USER, USER], ORDER),
+        ([{"role": "tool", "content": "x"}, ANSWER, USER], ORDER),
+        ([{**USER, "content": " \t"}], "a message has empty content"),
+        ([USER, {**ANSWER, "content": ""}, USER], "a message has empty content"),
+        ([{**USER, "content": [{"type": "text", "text": "hi"}]}], NOT_TEXT),
+        ([{**SYSTEM, "content": None}, USER], NOT_TEXT),
+        ([USER, {"role": "assistant", "tool_calls": []}, USER], NOT_TEXT),
+    ],
+)
+def test_refusals(row: Row, message: str, generation: bool) -> None:
+    with pytest.raises(TemplateError) as caught:
+        serving_tokenizer(LLAMA_3).apply_chat_template(row, tokenize=False, add_generation_prompt=generation)
+    assert str(caught.value) == message
+    with pytest.raises(DataError):
+        parse_conversation(row, LLAMA_3, for_training=not generation)
+
+
+def test_a_prompt_ends_with_the_user() -> None:
+    with pytest.raises(TemplateError, match=r"^a prompt ends with the user's message$"):
+        serving_tokenizer(LLAMA_3).apply_chat_template([USER, ANSWER], tokenize=False, add_generation_prompt=True)
+
+
+REAL = {
+    "llama3-hf": LLAMA_3,
+    "llama2-hf": LLAMA_2,
+    "mistral-v1-hf": ADJACENT,
+    "mistral-v3-hf": MISTRAL_BOS,
+    "qwen2-hf": CHATML,
+    "gpt2-hf": PLAIN,
+}
+
+
+@pytest.mark.parametrize(("name", "prompt_format"), REAL.items(), ids=list(REAL))
+def test_real_conversations_through_real_tokenizers(name: str, prompt_format: PromptFormat, material: Path) -> None:
+    folder = material / "tokenizers" / name
+    ours, tokenizer = segment_tokenizer(folder), hugging_face_tokenizer(folder)
+    template = chat_template(prompt_format, ours.special_tokens)
+    with (material / "data" / "chat" / "oasst1-threads.jsonl").open(encoding="utf-8") as file:
+        conversations = [json.loads(next(file))["messages"] for _ in range(12)]
+    tokenizer.chat_template = template
+    for row in conversations:
+        check_training(row, prompt_format, tokenizer, ours)
+        prompt = tokenizer.apply_chat_template(as_prompt(row), add_generation_prompt=True, return_dict=False)
+        segments = render(parse_conversation(row, prompt_format), prompt_format, special_tokens=ours.special_tokens)
+        assert ours.encode([segments])[0].input_ids[: len(prompt)].tolist() == prompt

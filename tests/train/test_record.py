@@ -1,0 +1,180 @@
+"""What is kept and shown of the events of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llmforge.metrics.phase_timer import PhaseTimer
+from llmforge.metrics.progress import ProgressDisplay
+from llmforge.storage.base import NotFoundError, Storage, open_storage, read_bytes, write_bytes
+from llmforge.train.channel import Event
+from llmforge.train.record import METRICS_FILE, RunRecord
+from tests.storage.failing_storage import FailingStorage, KilledError
+
+
+class Run:
+    """One start of a run: its record, and what a person sees of it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._stream = io.StringIO()
+        self.timer = PhaseTimer()
+        self.display = ProgressDisplay(Console(file=self._stream, width=200), clock=lambda: 0.0)
+        self.record = RunRecord(storage, self.display, self.timer)
+
+    def starts(self, step: int = 0, max_steps: int = 10) -> None:
+        """Workers say that they begin with the step after `step`."""
+        self.record.handle(Event("started", step=step, metrics={"max_steps": max_steps}))
+
+    def steps(self, *steps: int) -> None:
+        """One metric record for each step."""
+        for step in steps:
+            self.record.handle(Event("metrics", step=step, metrics={"train/loss": step / 8}))
+
+    def saves(self, step: int) -> None:
+        self.record.handle(Event("checkpoint", step=step, text=f"step-{step:08d}-ab12"))
+
+    @property
+    def shown(self) -> list[str]:
+        return self._stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "run"))
+
+
+def stored_steps(storage: Storage) -> list[int]:
+    return [json.loads(line)["step"] for line in read_bytes(storage, METRICS_FILE).splitlines()]
+
+
+def recorded_steps(run: Run) -> list[float]:
+    return [record["step"] for record in run.record.records]
+
+
+def test_metrics_reach_the_storage_with_every_checkpoint_and_at_the_end(storage: Storage) -> None:
+    run = Run(storage)
+    run.starts()
+    run.steps(1, 2)
+    with pytest.raises(NotFoundError):
+        read_bytes(storage, METRICS_FILE)
+    run.saves(2)
+    assert stored_steps(storage) == [1, 2]
+    run.steps(3, 4)
+    assert stored_steps(storage) == [1, 2]
+    assert recorded_steps(run) == [1, 2, 3, 4]
+    run.record.close()
+    assert read_bytes(storage, METRICS_FILE).decode() == "".join(
+        f'{{"step": {step}, "train/loss": {step / 8}}}\n' for step in (1, 2, 3, 4)
+    )
+
+
+def test_records_can_be_read_after_the_end(storage: Storage) -> None:
+    """The report is made of them then."""
+    run = Run(storage)
+    run.starts()
+    run.steps(1, 2, 3)
+    run.record.close()
+    assert recorded_steps(run) == [1, 2, 3]
+
+
+def test_restarted_workers_take_steps_again(storage: Storage) -> None:
+    """They go on from a checkpoint: what was recorded after it belongs to a lost attempt."""
+    run = Run(storage)
+    run.starts()
+    run.steps(1, 2)
+    run.saves(2)
+    run.steps(3, 4)
+    run.starts(step=2)
+    run.steps(3, 4, 5)
+    run.record.close()
+    assert stored_steps(storage) == [1, 2, 3, 4, 5]
+
+
+def test_a_resumed_run_continues_the_file(storage: Storage) -> None:
+    first = Run(storage)
+    first.starts()
+    first.steps(1, 2, 3, 4, 5)
+    first.record.close()
+    resumed = Run(storage)
+    assert recorded_steps(resumed) == [1, 2, 3, 4, 5]
+    resumed.starts(step=3)
+    resumed.steps(4)
+    resumed.record.close()
+    assert stored_steps(storage) == [1, 2, 3, 4]
+
+
+def test_a_run_that_starts_anew_in_the_same_folder(storage: Storage) -> None:
+    """The last one ended before its first checkpoint."""
+    first = Run(storage)
+    first.starts()
+    first.steps(1, 2)
+    first.record.close()
+    again = Run(storage)
+    again.starts(step=0)
+    again.steps(1)
+    again.record.close()
+    assert stored_steps(storage) == [1]
+
+
+def test_a_torn_last_line_is_cut_off(storage: Storage) -> None:
+    write_bytes(storage, METRICS_FILE, b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "tra')
+    run = Run(storage)
+    run.starts(step=1)
+    run.steps(2)
+    run.record.close()
+    assert stored_steps(storage) == [1, 2]
+
+
+def test_a_run_that_fails_before_it_starts_training_leaves_an_empty_file(storage: Storage) -> None:
+    run = Run(storage)
+    run.record.handle(Event("phase", text="loading the model"))
+    run.record.close()
+    assert stored_steps(storage) == []
+    assert list(run.record.records) == []
+
+
+def test_nothing_is_left_on_this_machine_even_where_the_storage_fails(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    run = Run(FailingStorage(storage, fail_at=2))
+    run.starts()
+    run.steps(1)
+    assert len(list(scratch.iterdir())) == 1
+    with pytest.raises(KilledError):
+        run.record.close()
+    assert list(scratch.iterdir()) == []
+    assert recorded_steps(run) == [1]
+
+
+def test_what_a_person_sees(storage: Storage) -> None:
+    run = Run(storage)
+    run.record.handle(Event("phase", text="loading the model"))
+    run.starts(step=2, max_steps=4)
+    run.record.handle(Event("metrics", step=2, metrics={"eval/loss": 1.0}))
+    run.steps(3, 4)
+    run.saves(4)
+    run.record.close()
+    assert run.shown == [
+        "loading the model",
+        "loading the model: 0.0 s",
+        "training",
+        "step 2: evaluation loss 1.0000, perplexity 2.72",
+        "step 3 of 4, loss 0.3750",
+        "step 4 of 4, loss 0.5000",
+        "step 4: saved checkpoint step-00000004-ab12",
+    ]
+
+
+def test_times_measured_by_workers(storage: Storage) -> None:
+    run = Run(storage)
+    run.record.handle(Event("timing", text="worker: imports", metrics={"seconds": 4.25}))
+    run.record.close()
+    assert run.timer.report().splitlines()[1].split()[:3] == ["worker:", "imports", "4.25"]

@@ -1,0 +1,162 @@
+"""Whole runs on real input: Ray Data, Ray Train workers, DeepSpeed, checkpoints that other programs load."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.config.job import JobConfig, load_job
+from llmforge.config.job_yaml import job_from_yaml
+from llmforge.dataset.shards import SampleReader
+from llmforge.metrics.loggers import read_metrics
+from llmforge.metrics.phase_timer import PhaseTimer
+from llmforge.metrics.progress import ProgressDisplay
+from llmforge.storage.local import LocalStorage
+from llmforge.train.batches import collate
+from llmforge.train.losses import next_token_loss
+from llmforge.train.run import RunRequest, RunResult, run_training
+from tests.ray_fixtures import MakeJob
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def rows(tmp_path: Path, real_rows: list[str]) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(real_rows[:60]) + "\n")
+    return path
+
+
+def run(job: JobConfig, tmp_path: Path, *, resume: bool = False) -> RunResult:
+    display = ProgressDisplay(Console(file=io.StringIO()))
+    return run_training(RunRequest(job, "submitted: text\n", tmp_path / "cache", resume=resume), display, PhaseTimer())
+
+
+def folder_of(result: RunResult, info: CheckpointInfo | None = None) -> Path:
+    return Path(result.run_uri) / "checkpoints" / (info or result.best).name
+
+
+def validation_loss(model: PreTrainedModel, output: Path) -> float:
+    """Computed anew from the prepared dataset, without the engine."""
+    (shard,) = (output / "data").glob("*/valid-00000.arrow")
+    reader = SampleReader(shard)
+    with torch.no_grad():
+        total = sum(float(next_token_loss(model.eval(), collate([reader[i]]))) for i in range(len(reader)))
+    return total / int(reader.num_trained_tokens.sum())
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_real_model_learns_from_real_conversations(
+    method: str, shared_ray: None, repository: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shipped job, shortened: validation loss must fall clearly below that of the base model."""
+    overrides = [
+        f"model_id={material / 'models' / 'stories260K-hf'}",
+        f"train_path={material / 'data' / 'chat' / 'gsm8k-train.jsonl'}",
+        f"output_dir={tmp_path / 'runs'}",
+        "max_steps=50",
+        "checkpoint_and_evaluation_frequency.frequency=50",
+        "dataset.valid_fraction=0.01",
+    ]
+    job = load_job(repository / "job_configs" / f"stories260k-gsm8k-{method}.yaml", overrides)
+    result = run(job, tmp_path)
+    records = read_metrics(Path(result.run_uri) / "metrics.jsonl")
+    base, *_, trained = [record["eval/loss"] for record in records if "eval/loss" in record]
+    with capsys.disabled():
+        print(f"\nvalidation loss, {method}: base model {base:.3f}, after 50 steps {trained:.3f}")
+    assert base > 6.5
+    assert trained < base - 3
+    assert result.best.eval_loss == trained
+
+
+def test_an_adapter_loads_with_peft(
+    shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    result = run(
+        make_job(
+            model_id=str(small_model),
+            run_name="adapter",
+            num_devices=2,
+            max_steps=4,
+            learning_rate=1e-2,
+            lora_config={"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
+            dataset={"valid_fraction": 0.2},
+            deepspeed={"zero_optimization": {"stage": 3}},
+        ),
+        tmp_path,
+    )
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_model), folder_of(result))
+    assert validation_loss(model, tmp_path / "runs") == pytest.approx(result.best.eval_loss, rel=1e-5)
+    assert (Path(result.run_uri) / "best").read_text().strip() == result.best.name
+
+
+def test_full_weights_load_with_transformers_also_from_zero_3(
+    shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    result = run(
+        make_job(
+            model_id=str(small_model),
+            run_name="full",
+            num_devices=2,
+            max_steps=4,
+            learning_rate=1e-3,
+            dataset={"valid_fraction": 0.2},
+            deepspeed={"zero_optimization": {"stage": 3}},
+        ),
+        tmp_path,
+    )
+    folder = folder_of(result)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert validation_loss(model, tmp_path / "runs") == pytest.approx(result.best.eval_loss, rel=1e-5)
+    messages = [{"role": "user", "content": " How many? "}]
+    prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<s>Question: How many?\nAnswer:"
+    run_folder = Path(result.run_uri)
+    assert (run_folder / "job.yaml").read_text() == "submitted: text\n"
+    resolved = job_from_yaml((folder / "resolved_job.yaml").read_text())
+    assert resolved.max_steps == 4 and resolved.learning_rate == 1e-3 and resolved.precision == "fp32"
+    assert "<svg" in (run_folder / "report.html").read_text()
+    keys = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "train/trained_tokens_per_second"}
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert all(keys <= line.keys() for line in lines if "train/loss" in line)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resuming_is_bit_identical(
+    precision: str, shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """A run whose later half is thrown away and taken again ends in the same bytes."""
+    keys: dict[str, object] = {
+        "model_id": str(small_model),
+        "num_devices": 2,
+        "max_steps": 6,
+        "precision": precision,
+        "lora_config": {"r": 4, "lora_dropout": 0.2, "target_modules": "all-linear"},
+        "dataset": {"valid_fraction": 0.2},
+        "checkpoint_and_evaluation_frequency": {"unit": "steps", "frequency": 3},
+        "num_checkpoints_to_keep": 5,
+        "train_batch_size_per_device": 1,
+    }
+    whole = run(make_job(run_name="whole", **keys), tmp_path)
+    cut = tmp_path / "runs" / "cut"
+    shutil.copytree(whole.run_uri, cut)
+    store = CheckpointStore(LocalStorage(cut))
+    shutil.rmtree(cut / "checkpoints" / store.list()[-1].name)
+    resumed = run(make_job(run_name="cut", **keys), tmp_path, resume=True)
+    assert resumed.latest.step == 6 and resumed.latest.name != whole.latest.name
+    for name in ("adapter_model.safetensors", "optimizer/rank-00000.safetensors", "optimizer/rank-00001.safetensors"):
+        expected, found = load_file(folder_of(whole, whole.latest) / name), load_file(folder_of(resumed, resumed.latest) / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
+    records = [read_metrics(Path(uri) / "metrics.jsonl") for uri in (whole.run_uri, cut)]
+    losses = [[(r["step"], r["train/loss"]) for r in record if "train/loss" in r] for record in records]
+    assert losses[0] == losses[1]

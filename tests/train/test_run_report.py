@@ -1,0 +1,77 @@
+"""The report of a run: composed of what the run left behind, in the run's folder."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import datetime, timezone
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from llmforge.checkpoint.store import CheckpointInfo
+from llmforge.config.job import JobConfig
+from llmforge.dataset.stats import DatasetStats, LengthSummary, SplitStats
+from llmforge.storage.base import open_storage, read_bytes
+from llmforge.train.run_report import REPORT_FILE, store_report, use_commands
+
+JOB_TEXT = "model_id: meta-llama/Meta-Llama-3-8B\ntrain_path: a<b>.jsonl\n"
+SPLIT = SplitStats(examples=321, samples=54, tokens=9876, trained_tokens=4321, packing_efficiency=0.987)
+STATS = DatasetStats(
+    rows_in=333,
+    rows_used=321,
+    dropped={"longer than context_length": 12},
+    context_length=512,
+    lengths=LengthSummary(shortest=3, median=41, p95=222, longest=511),
+    train=SPLIT,
+)
+RECORDS = [
+    {"step": 0, "epoch": 0.0, "eval/loss": 3.25},
+    *({"step": step, "epoch": step / 54, "train/loss": 3 / step, "train/lr": 1e-4} for step in range(1, 21)),
+    {"step": 20, "epoch": 20 / 54, "eval/loss": 1.0625},
+]
+
+
+def checkpoint(eval_loss: float | None) -> CheckpointInfo:
+    return CheckpointInfo(
+        name="step-00000020-ab12",
+        step=20,
+        world_size=2,
+        committed_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
+        metadata={"eval_loss": eval_loss},
+        files=(),
+    )
+
+
+@pytest.mark.parametrize("eval_loss", [1.0625, None])
+def test_the_report_of_a_run(tmp_path: Path, eval_loss: float | None) -> None:
+    storage = open_storage(str(tmp_path / "my runs" / "llama-1"))
+    job = JobConfig.model_validate(
+        {
+            "model_id": "meta-llama/Meta-Llama-3-8B",
+            "train_path": "a.jsonl",
+            "run_name": "llama-1",
+            "num_devices": 2,
+            "accelerator": "cpu",
+            "precision": "fp32",
+            "lora_config": {"r": 8},
+        }
+    )
+    records = RECORDS if eval_loss is not None else RECORDS[1:-1]
+    store_report(storage, job, JOB_TEXT, STATS, records, checkpoint(eval_loss), storage.root_uri)
+    assert [file.key for file in storage.list()] == [REPORT_FILE]
+    page = read_bytes(storage, REPORT_FILE).decode()
+    text = unescape(page)
+    assert "meta-llama/Meta-Llama-3-8B, lora, 2 x cpu, fp32" in text
+    assert JOB_TEXT in text and "<b>.jsonl" not in page
+    assert f"{storage.root_uri}/checkpoints/step-00000020-ab12" in text
+    assert all(command in text for command in use_commands(storage.root_uri).values())
+    assert all(number in text.replace(",", "") for number in ("333", "12", "9876", "4321"))
+    assert ("1.0625" in text) == (eval_loss is not None)
+
+
+@pytest.mark.parametrize("uri", ["./runs/llama-1", "s3://bucket/runs/llama-1", "/home/me/my runs/it's $HOME"])
+def test_commands_are_what_a_shell_understands(uri: str) -> None:
+    chat, generate = (shlex.split(command) for command in use_commands(uri).values())
+    assert chat == ["llmforge", "chat", uri]
+    assert generate[:3] == ["llmforge", "generate", uri]
