@@ -27,6 +27,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import logging as transformers_logging
 
 SEED = 20
 VOCABULARY_SIZE = 1000  # at most; this text holds fewer pairs worth a token
@@ -237,4 +238,6 @@ def _write_model(folder: Path, tokenizer: Tokenizer) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Make the data and the model of job_configs/quickstart.yaml.")
     parser.add_argument("folder", type=Path, help="written to FOLDER/data and FOLDER/model")
-    make_quickstart(parser.parse_args().folder)
+    arguments = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    make_quickstart(arguments.folder)

@@ -89,7 +89,7 @@ def real_rows(material: Path) -> list[str]:
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> MakeJob:
-    """`make_job(model_id=..., ...)`: a job on CPUs that takes `train.jsonl` and writes to `runs`, both in `tmp_path`."""
+    """`make_job(model_id=...)`: a job on CPUs that takes `train.jsonl` and writes to `runs`, both in `tmp_path`."""
 
     def make(**keys: object) -> JobConfig:
         data = {

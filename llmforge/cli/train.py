@@ -31,12 +31,11 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
         package_logger.handlers = [DisplayHandler(display)]
         with timer.phase("imports and start of Ray"):
             display.phase("starting Ray")
-            from llmforge.train.cluster import start_ray, warm_up
+            from llmforge.train.cluster import start_ray
 
             importing = threading.Thread(target=_import_run)
             importing.start()
             start_ray(verbose=verbose)
-            warm_up(job.num_devices)
             importing.join()
             from llmforge.train.run import RunRequest, run_training
 

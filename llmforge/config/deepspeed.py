@@ -95,8 +95,8 @@ def build_deepspeed_config(
 def _low_precision(config: dict[str, Any], precision: str, zero_stage: int) -> dict[KeyPath, Any]:
     """What keeps the gradient the same for every split of a global batch where weights are in 16 bits.
 
-    Micro-batches are summed in fp32 under bf16. DeepSpeed cannot do that without ZeRO, so stage 0 becomes stage 1, which
-    computes the same with less memory.
+    Micro-batches are summed in fp32 under bf16. DeepSpeed cannot do that without ZeRO, so stage 0 becomes stage 1,
+    which computes the same with less memory.
     """
     changed: dict[KeyPath, Any] = {}
     if precision == "bf16" and not descend(config, ("data_types", "grad_accum_dtype"))[0]:

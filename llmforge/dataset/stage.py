@@ -87,7 +87,6 @@ def tokenized_tables(
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
-    # Tasks and not actors: their processes stay, and become the training workers.
     arguments = (job.model_dump_json(), tokenizer_json, str(cache_folder))
     tables = dataset.map_batches(_tokenize_blocks, fn_args=arguments, batch_size=1, num_cpus=1)
     for table in tables.iter_batches(batch_size=None, batch_format="pyarrow"):

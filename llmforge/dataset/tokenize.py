@@ -72,9 +72,9 @@ class SegmentTokenizer:
     def __init__(self, tokenizer_json: str) -> None:
         description = json.loads(tokenizer_json)
         self._dummy_prefix = _dummy_prefix(description)
-        self._with_prefix = _encoder(description)
+        self._with_prefix = _encoder(tokenizer_json)
         never = self._dummy_prefix == "never"
-        self._bare = self._with_prefix if never else _encoder(_without_dummy_prefix(description))
+        self._bare = self._with_prefix if never else _encoder(json.dumps(_without_dummy_prefix(description)))
         self.special_ids = _special_ids(description)
         """Control tokens: text to id."""
         pattern = "|".join(re.escape(token) for token in sorted(self.special_ids, key=len, reverse=True))
@@ -157,11 +157,12 @@ def _join(parts: Sequence[_Run | _Special]) -> Example:
     return Example(input_ids, labels)
 
 
-def _encoder(description: dict[str, Any]) -> Tokenizer:
-    # Nothing is cut, filled up or added, and no post-processor moves offsets past the spaces at the begin of a token.
-    bare = {**description, "truncation": None, "padding": None, "post_processor": None}
-    encoder = Tokenizer.from_str(json.dumps(bare))
+def _encoder(tokenizer_json: str) -> Tokenizer:
+    encoder = Tokenizer.from_str(tokenizer_json)
     encoder.encode_special_tokens = True  # a control token written in a message stays text
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.post_processor = None  # some move the offset of a token past the spaces that it begins with
     return encoder
 
 

@@ -9,28 +9,18 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 
 import ray
 
 from llmforge.config.job import JobConfig
 from llmforge.errors import ClusterError
 
-JOB_SETTINGS = {
+RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a failure, of the workers is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",
-}
-"""Variables that Ray Train sets for its controller and workers. Where the whole job has the same ones, these processes are
-taken from those that are there already, instead of new ones."""
-RAY_SETTINGS = {
-    **JOB_SETTINGS,
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_prestart_worker_first_driver": "0",  # they would lack JOB_SETTINGS and never be used
-    "RAY_num_workers_soft_limit": "16",  # keep idle processes: data tasks become training workers
 }
-WORKER_MODULE = "llmforge.train.worker"
 WAIT_SECONDS = 20.0
 
 
@@ -60,34 +50,22 @@ def start_ray(*, verbose: bool) -> None:
         logging.getLogger(name).setLevel(level)
     if not verbose:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    ray.init(
-        include_dashboard=None if is_remote() else False,
-        log_to_driver=verbose,
-        logging_level=level,
-        runtime_env={"env_vars": JOB_SETTINGS},
-    )
+    try:
+        ray.init(
+            include_dashboard=None if is_remote() else False,
+            log_to_driver=verbose,
+            logging_level=level,
+        )
+    except ConnectionError as error:
+        raise ClusterError(
+            f"RAY_ADDRESS: no Ray cluster answers at {os.environ.get('RAY_ADDRESS')} ({error}); "
+            "check the address, or unset it to run on this machine"
+        ) from error
 
 
 def is_remote() -> bool:
     """Whether the cluster is one that runs by itself, and not one started here for this run."""
     return bool(os.environ.get("RAY_ADDRESS"))
-
-
-def warm_up(num_workers: int) -> None:
-    """Let the processes of a local CPU cluster import what training needs while the driver is busy with the data.
-
-    The same processes run the data stage and then become the training workers. Not with GPUs: a library that looks for
-    one before Ray has assigned it finds none.
-    """
-    if is_remote() or ray.cluster_resources().get("GPU", 0) > 0:
-        return
-    for _ in range(min(num_workers, int(ray.cluster_resources().get("CPU", 0)))):
-        _import_worker.remote()
-
-
-@ray.remote(num_cpus=1)
-def _import_worker() -> None:
-    import_module(WORKER_MODULE)
 
 
 def cluster_facts() -> ClusterFacts:

@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import Any
 
 from llmforge.dataset.pipeline import PreparedDataset
-from llmforge.train.cluster import WORKER_MODULE
 
 
 @dataclass(frozen=True)
@@ -33,4 +32,4 @@ def start_worker(task: WorkerTask) -> None:
     """Entry of a Ray Train worker: imports the worker where it runs."""
     if os.path.isdir(task.working_folder):  # Ray Train has gone to a folder of its own
         os.chdir(task.working_folder)
-    import_module(WORKER_MODULE).train_worker(task)
+    import_module("llmforge.train.worker").train_worker(task)

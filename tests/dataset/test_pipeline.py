@@ -1,4 +1,4 @@
-"""The data stage on real rows: nothing lost, nothing done twice, the same whatever the blocks and wherever the files."""
+"""The data stage on real rows: nothing lost, nothing done twice, the same for any blocks and wherever the files are."""
 
 from __future__ import annotations
 
@@ -192,7 +192,6 @@ INDIFFERENT: dict[str, dict[str, object]] = {
     "order and seed": {"seed": 7, "dataset": {"shuffle": False}},
     "name": {"run_name": "other", "custom_model_tag": "tag"},
     "adapter": {"lora_config": {"r": 4}},
-    "sampling": {"generation_config": None},
 }
 
 
@@ -349,9 +348,7 @@ def test_a_file_without_a_byte(prepare_job: Prepare, tmp_path: Path) -> None:
     assert _refused(prepare_job) == [f"{path}: the file is empty; expected one JSON object per line"]
 
 
-def test_a_validation_file_without_rows(
-    prepare_job: Prepare, write_rows: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_validation_file_without_rows(prepare_job: Prepare, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     write_rows([GOOD_ROW])
     valid = write_rows(["", ""], "valid.jsonl")
     assert _refused(prepare_job, valid_path=str(valid)) == [

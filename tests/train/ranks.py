@@ -148,7 +148,9 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
         grad_norms.append(result.grad_norm)
         step += 1
     _save(engine, folder / case.key, step)
-    validation = TrainingBatches(reader, micro_batch_size=2, num_micro_batches=1, rank=rank, num_workers=case.num_workers)
+    validation = TrainingBatches(
+        reader, micro_batch_size=2, num_micro_batches=1, rank=rank, num_workers=case.num_workers
+    )
     return Outcome(losses, grad_norms, evaluation_loss(engine, validation, next_token_loss), _weights(engine))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_real_model_learns_from_real_conversations(
     records = read_metrics(Path(result.run_uri) / "metrics.jsonl")
     base, *_, trained = [record["eval/loss"] for record in records if "eval/loss" in record]
     with capsys.disabled():
-        print(f"\nvalidation loss, {method}: base model {base:.3f}, after 50 steps {trained:.3f}")
+        sys.stdout.write(f"\nvalidation loss, {method}: base model {base:.3f}, after 50 steps {trained:.3f}\n")
     assert base > 6.5
     assert trained < base - 3
     assert result.best.eval_loss == trained
@@ -117,7 +118,8 @@ def test_full_weights_load_with_transformers_also_from_zero_3(
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert validation_loss(model, tmp_path / "runs") == pytest.approx(result.best.eval_loss, rel=1e-5)
     messages = [{"role": "user", "content": " How many? "}]
-    prompt = AutoTokenizer.from_pretrained(folder).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert prompt == "<s>Question: How many?\nAnswer:"
     run_folder = Path(result.run_uri)
     assert (run_folder / "job.yaml").read_text() == "submitted: text\n"
@@ -154,7 +156,8 @@ def test_resuming_is_bit_identical(
     resumed = run(make_job(run_name="cut", **keys), tmp_path, resume=True)
     assert resumed.latest.step == 6 and resumed.latest.name != whole.latest.name
     for name in ("adapter_model.safetensors", "optimizer/rank-00000.safetensors", "optimizer/rank-00001.safetensors"):
-        expected, found = load_file(folder_of(whole, whole.latest) / name), load_file(folder_of(resumed, resumed.latest) / name)
+        expected = load_file(folder_of(whole, whole.latest) / name)
+        found = load_file(folder_of(resumed, resumed.latest) / name)
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
     records = [read_metrics(Path(uri) / "metrics.jsonl") for uri in (whole.run_uri, cut)]

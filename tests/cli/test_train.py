@@ -1,0 +1,52 @@
+"""`llmforge train` of a job that cannot run: the reason on stderr, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.adapters import write_misfit
+from tests.cli.conftest import Llmforge
+
+pytestmark = pytest.mark.slow
+
+Train = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture
+def train(llmforge: Llmforge, quickstart_material: Path, repository: Path) -> Train:
+    """`train("key=value", ...)`: the job of the quickstart, for one step, with its files in places of the test."""
+    files = {
+        "model_id": quickstart_material / "model",
+        "train_path": quickstart_material / "data" / "train.jsonl",
+        "valid_path": quickstart_material / "data" / "valid.jsonl",
+    }
+    job = repository / "job_configs" / "quickstart.yaml"
+    base = [*(f"{key}={path}" for key, path in files.items()), "output_dir=runs", "max_steps=1"]
+    return lambda *overrides: llmforge("train", str(job), *base, *overrides)
+
+
+def test_more_devices_than_there_are(train: Train, tmp_path: Path) -> None:
+    done = train("num_devices=64")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-3:] == [
+        "num_devices: the cluster is too small for the training workers:",
+        "  CPU: 64 x 1 = 64 needed, the cluster has 2",
+        "lower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes",
+    ]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_adapter_for_another_model(train: Train, tmp_path: Path) -> None:
+    """Found by a worker, told like any other mistake."""
+    adapter = write_misfit(tmp_path / "adapter")
+    done = train("lora_config={target_modules: [q_proj]}", f"initial_adapter_model_ckpt_path={adapter}")
+    assert (done.returncode, done.stdout) == (2, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"{adapter}: the adapter does not fit the base model: size mismatch for base_")
+    assert "Traceback" not in done.stderr
+    assert "ray" not in done.stderr.replace(str(tmp_path), "").lower().replace("starting ray", "")

@@ -1,0 +1,91 @@
+"""Between the halves of the data stage: tables sorted into splits, rows counted, examples read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llmforge.dataset.examples import Collected, ExampleCollector, Examples
+from llmforge.dataset.shards import Split
+from llmforge.dataset.stage import EXAMPLE_SCHEMA
+from llmforge.dataset.unused import NO_TRAINED_TOKEN, UnusedRow
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=EXAMPLE_SCHEMA)
+
+
+def good(line: int, ids: list[int], num_trained: int = 1, *, valid: bool = False) -> dict[str, Any]:
+    labels = [-100] * (len(ids) - num_trained) + ids[len(ids) - num_trained :]
+    return {"uri": "a.jsonl", "line": line, "is_validation": valid, "input_ids": ids, "labels": labels}
+
+
+def bad(line: int, reason: str) -> dict[str, Any]:
+    return {"uri": "a.jsonl", "line": line, "reason": reason}
+
+
+def collect(folder: Path, splits: list[Split], *tables: pa.Table) -> Collected:
+    with ExampleCollector(folder, splits) as collector:
+        for rows in tables:
+            collector.add(rows)
+    return collector.result()
+
+
+def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
+    collected = collect(
+        tmp_path,
+        ["train", "valid"],
+        table(good(1, [1, 2, 3], 2), good(2, [4], 0), bad(3, "not JSON")),
+        table(),
+        table(good(4, [5, 6], valid=True), good(5, [7, 8]), good(6, [9, 9, 9], 0, valid=True), bad(7, "no role")),
+    )
+    assert collected.rows_in == 7
+    assert collected.invalid == [UnusedRow("a.jsonl", 3, "not JSON"), UnusedRow("a.jsonl", 7, "no role")]
+    assert collected.unused.rows == [UnusedRow("a.jsonl", line, NO_TRAINED_TOKEN) for line in (2, 6)]
+    assert collected.unused.counts == {NO_TRAINED_TOKEN: 2}
+    train, valid = (Examples(collected.paths[split]) for split in ("train", "valid"))
+    assert train.lengths.tolist() == [3, 2]
+    assert [(train[i].input_ids.tolist(), train[i].labels.tolist()) for i in range(2)] == [
+        ([1, 2, 3], [-100, 2, 3]),
+        ([7, 8], [-100, 8]),
+    ]
+    assert train.places(np.array([1, 0])) == [("a.jsonl", 5), ("a.jsonl", 1)]
+    assert train.places(np.array([], dtype=np.int64)) == []
+    assert [example.input_ids.tolist() for example in [valid[0]]] == [[5, 6]]
+    assert valid[0].num_trained_tokens == 1
+    used = len(train.lengths) + len(valid.lengths)
+    assert collected.rows_in == used + len(collected.invalid) + len(collected.unused.rows)
+
+
+def test_without_validation_there_is_one_split(tmp_path: Path) -> None:
+    collected = collect(tmp_path, ["train"], table(good(1, [1, 2])))
+    assert list(collected.paths) == ["train"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train-examples.arrow"]
+
+
+@pytest.mark.parametrize("tables", [[], [table()], [table(bad(1, "x"))]])
+def test_nothing_at_all(tables: list[pa.Table], tmp_path: Path) -> None:
+    collected = collect(tmp_path, ["train", "valid"], *tables)
+    assert collected.rows_in == sum(map(len, tables))
+    assert len(Examples(collected.paths["train"]).lengths) == 0
+    assert collected.unused.rows == []
+
+
+def test_slices_of_a_table_are_read_at_their_own_offset(tmp_path: Path) -> None:
+    whole = table(good(1, [1] * 5), good(2, [2] * 3, 0), good(3, [3] * 2), good(4, [4] * 4, 0))
+    collected = collect(tmp_path, ["train"], whole.slice(1, 3))
+    assert Examples(collected.paths["train"]).lengths.tolist() == [2]
+    assert [row.line for row in collected.unused.rows] == [2, 4]
+
+
+def test_the_files_are_closed_after_an_error(tmp_path: Path) -> None:
+    collector = ExampleCollector(tmp_path, ["train"])
+    with pytest.raises(KeyError), collector:
+        collector.add(table(good(1, [1, 2])))
+        raise KeyError
+    assert collector.rows_in == 1
+    assert Examples(tmp_path / "train-examples.arrow").lengths.tolist() == [2]

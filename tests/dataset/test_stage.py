@@ -1,0 +1,89 @@
+"""One block of lines to one table, without Ray: rows with their places, refused rows with their reasons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llmforge.config.job import JobConfig
+from llmforge.config.prompt_format import GenerationConfig
+from llmforge.dataset.sources import in_validation_fraction, plan_blocks
+from llmforge.dataset.stage import EXAMPLE_SCHEMA, BlockTokenizer
+from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.prompt.messages import parse_conversation
+from llmforge.prompt.render import render
+from tests.prompt.formats import ADJACENT, SPECIAL_TOKENS, Row
+from tests.prompt.tokenizers import byte_tokenizer
+
+TOKENIZER_JSON = byte_tokenizer(SPECIAL_TOKENS).to_str()
+ROW: Row = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}] * 2
+
+
+def make_job(**changes: object) -> JobConfig:
+    keys = {"model_id": "m", "train_path": "t.jsonl", "task": "instruction_tuning"}
+    job = JobConfig.model_validate_json(
+        json.dumps({**keys, "generation_config": {"prompt_format": ADJACENT.model_dump()}, **changes})
+    )
+    assert isinstance(job.generation_config, GenerationConfig)
+    return job
+
+
+def table_rows(job: JobConfig, path: Path, *, is_validation: bool = False) -> list[dict[str, object]]:
+    (block,) = plan_blocks([str(path)], is_validation=is_validation, block_bytes=1 << 20, cache_folder=Path("/none"))
+    table = BlockTokenizer(job.model_dump_json(), TOKENIZER_JSON, "/none").table(block)
+    assert table.schema == EXAMPLE_SCHEMA
+    rows: list[dict[str, object]] = table.to_pylist()
+    return rows
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_examples_come_first_then_refused_rows(tmp_path: Path) -> None:
+    good = json.dumps({"messages": ROW})
+    path = write(tmp_path / "rows.jsonl", "{", good, "", '{"messages": []}', good)
+    tokenizer = SegmentTokenizer(TOKENIZER_JSON)
+    segments = render(parse_conversation(ROW, ADJACENT), ADJACENT, special_tokens=tokenizer.special_tokens)
+    example = tokenizer.encode([segments])[0]
+    found = table_rows(make_job(), path)
+    assert [(row["uri"], row["line"], row["is_validation"], row["reason"]) for row in found] == [
+        (str(path), 2, False, None),
+        (str(path), 5, False, None),
+        (str(path), 1, None, "not JSON: Input data was truncated"),
+        (str(path), 4, None, "`messages` is an empty list; expected at least a user and an assistant message"),
+    ]
+    for row in found[:2]:
+        assert row["input_ids"] == example.input_ids.tolist()
+        assert row["labels"] == example.labels.tolist()
+    assert [(row["input_ids"], row["labels"]) for row in found[2:]] == [(None, None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_trained"),
+    [({}, 12), ({"dataset": {"train_on": "last_turn"}}, 6), ({"task": "causal_lm"}, 18)],
+)
+def test_the_job_decides_what_is_trained(changes: dict[str, object], num_trained: int, tmp_path: Path) -> None:
+    """`<s>hi</s>hello</s>hi</s>hello</s>`, one token a letter."""
+    path = write(tmp_path / "rows.jsonl", json.dumps({"messages": ROW}))
+    (row,) = table_rows(make_job(**changes), path)
+    labels = row["labels"]
+    assert isinstance(labels, list)
+    assert (len(labels), len([label for label in labels if label != -100])) == (19, num_trained)
+
+
+def test_held_out_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", *[json.dumps({"messages": ROW})] * 30)
+    job = make_job(dataset={"valid_fraction": 0.3}, seed=5)
+    expected = [in_validation_fraction(str(path), line, 0.3, 5) for line in range(1, 31)]
+    assert [row["is_validation"] for row in table_rows(job, path)] == expected
+    assert 0 < sum(expected) < 30
+    assert all(row["is_validation"] for row in table_rows(job, path, is_validation=True))
+    assert not any(row["is_validation"] for row in table_rows(make_job(), path))
+
+
+def test_only_refused_rows(tmp_path: Path) -> None:
+    assert [row["line"] for row in table_rows(make_job(), write(tmp_path / "rows.jsonl", "1", "2"))] == [1, 2]
