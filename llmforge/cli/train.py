@@ -38,6 +38,7 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
             start_ray(verbose=verbose)
             importing.join()
             from llmforge.train.run import RunRequest, run_training
+            from llmforge.train.run_report import use_commands
 
         request = RunRequest(job, job_file.read_text(encoding="utf-8"), cache_folder(), resume=resume, verbose=verbose)
         result = run_training(request, display, timer)
@@ -47,7 +48,8 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
     loss = "" if best_loss is None else f", validation loss {best_loss:.4f}"
     display.message(f"best checkpoint: {result.run_uri}/checkpoints/{result.best.name} (step {result.best.step}{loss})")
     display.message(f"report: {result.run_uri}/report.html")
-    display.message(f"talk to the model: llmforge chat {result.run_uri}")
+    for purpose, command in use_commands(result.run_uri).items():
+        display.message(f"{purpose.lower()}: {command}")
 
 
 def _import_run() -> None:

@@ -39,25 +39,27 @@ class Mailbox:
         return events
 
 
-@dataclass(frozen=True)
 class Sender:
-    """The workers' end; only rank 0 sends."""
+    """The workers' end; only rank 0 sends. `mailbox` is the handle of a `Mailbox` actor."""
 
-    mailbox: Any
-    """Handle of a `Mailbox` actor."""
-    rank: int
+    def __init__(self, mailbox: Any, rank: int) -> None:
+        self._mailbox = mailbox
+        self._rank = rank
+        self._last_put: Any = None
 
     def send(self, event: Event) -> None:
         """Send without waiting."""
-        if self.rank == 0:
-            self.mailbox.put.remote(event)
+        if self._rank == 0:
+            self._last_put = self._mailbox.put.remote(event)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """`Logger` of the training loop."""
         self.send(Event("metrics", step=step, metrics=metrics))
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Wait until all has arrived: what is under way when a process ends is lost."""
+        if self._last_put is not None:
+            ray.get(self._last_put)
 
 
 class Receiver:

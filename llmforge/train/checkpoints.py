@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.checkpoint.names import checkpoint_name, new_attempt_id
-from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
 
@@ -64,9 +64,7 @@ class CheckpointWriter:
         loss = state.evaluations[-1].loss if state.is_evaluated() else None
         info = self.store.commit(name, self.engine.num_workers, {"step": state.step, "eval_loss": loss})
         self.store.point("latest", name)
-        best = state.best_evaluation
-        if best is None or best.step == state.step:
-            self.store.point("best", name)
+        self.store.point("best", ranked(self.store.list())[0].name)
         self.store.retain(self.num_to_keep, protect=[])
         return info
 

@@ -22,6 +22,8 @@ RAY_SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 WAIT_SECONDS = 20.0
+ROUNDING = 1e-6
+"""Amounts are fractions such as 0.1, and 3 x 0.1 > 0.3 in floating point."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,6 @@ def start_ray(*, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
-    if not verbose:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray.init(
             include_dashboard=None if is_remote() else False,
@@ -90,7 +90,7 @@ def check_resources(job: JobConfig, facts: ClusterFacts) -> None:
     missing = []
     for name, amount in resources_per_worker(job).items():
         needed, available = amount * job.num_devices, facts.resources.get(name, 0.0)
-        if needed > available:
+        if needed > available + ROUNDING:
             missing.append(
                 f"  {name}: {job.num_devices} x {amount:g} = {needed:g} needed, the cluster has {available:g}"
             )
@@ -110,7 +110,7 @@ def wait_for_resources(job: JobConfig, seconds: float = WAIT_SECONDS) -> None:
         lacking = {
             name: f"{amount * job.num_devices:g} needed, {available.get(name, 0.0):g} free"
             for name, amount in resources_per_worker(job).items()
-            if available.get(name, 0.0) < amount * job.num_devices
+            if available.get(name, 0.0) + ROUNDING < amount * job.num_devices
         }
         if not lacking:
             return

@@ -28,6 +28,7 @@ from llmforge.dataset.shards import SampleReader, Split
 from llmforge.dataset.tokenize import special_tokens
 from llmforge.models.folder import model_folder, read_tokenizer_json
 from llmforge.models.load import Attention, Precision, add_adapter, load_adapter, load_base_model, load_tokenizer
+from llmforge.models.packing import check_examples_stay_apart
 from llmforge.prompt.chat_template import chat_template
 from llmforge.storage.base import open_storage
 from llmforge.train.batches import TrainingBatches
@@ -79,6 +80,7 @@ def train_worker(task: WorkerTask) -> None:
     )
     sender.send(Event("started", step=state.step, metrics={"max_steps": plan.max_steps}))
     train(parts, state, plan)
+    sender.close()
 
 
 def _quiet_libraries() -> None:
@@ -101,12 +103,14 @@ def _newest_checkpoint(task: WorkerTask) -> CheckpointInfo | None:
 def _build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
     device = ray.train.torch.get_device()
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
-    model = build_model(job, restored)
+    model = build_model(job, restored).to(device)
+    if job.packing:
+        check_examples_stay_apart(model)
     if job.gradient_checkpointing:
         model.activation_checkpointing_enable()
     optimizer = build_optimizer(model.parameters(), job.optimizer, _required(job.learning_rate))
     deepspeed_config = deepspeed_config_of(job, model.config.get_text_config().hidden_size)
-    return TrainingEngine(model.to(device), optimizer, deepspeed_config, device)
+    return TrainingEngine(model, optimizer, deepspeed_config, device)
 
 
 def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:

@@ -23,7 +23,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 100
 @pytest.fixture
 def stories(material: Path, tmp_path: Path) -> Path:
     """A copy of a real pretrained model that a test may damage."""
-    return Path(shutil.copytree(material / "models" / "stories260K-hf", tmp_path / "stories", copy_function=shutil.copy))
+    return Path(
+        shutil.copytree(material / "models" / "stories260K-hf", tmp_path / "stories", copy_function=shutil.copy)
+    )
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -54,7 +56,10 @@ def test_what_a_folder_does_not_say(tmp_path: Path) -> None:
 def test_parameters_are_those_of_the_files_that_would_be_loaded(tmp_path: Path) -> None:
     """Publishers put the same weights beside them in another layout."""
     (tmp_path / "config.json").write_text("{}")
-    shards = {"model-1.safetensors": {"a": torch.zeros(3, 5), "b": torch.zeros(())}, "model-2.safetensors": {"c": torch.zeros(7)}}
+    shards = {
+        "model-1.safetensors": {"a": torch.zeros(3, 5), "b": torch.zeros(())},
+        "model-2.safetensors": {"c": torch.zeros(7)},
+    }
     for name, tensors in shards.items():
         save_file(tensors, tmp_path / name, metadata={"format": "pt"})
     save_file({"abc": torch.zeros(23)}, tmp_path / "consolidated.safetensors")

@@ -14,7 +14,7 @@ import numpy as np
 import peft
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmforge.config.deepspeed import build_deepspeed_config
@@ -30,6 +30,9 @@ from llmforge.train.losses import next_token_loss
 from llmforge.train.optim import build_optimizer
 from llmforge.train.state import TrainerState, load_optimizer_state, save_optimizer_state
 
+Precision = Literal["fp32", "bf16"]
+Method = Literal["full", "lora"]
+
 VOCABULARY = 67
 CONTEXT_LENGTH = 48
 GLOBAL_BATCH = 4
@@ -43,8 +46,8 @@ class Case:
     num_workers: int = 1
     micro_batch_size: int = 1
     zero_stage: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    method: Literal["full", "lora"] = "full"
+    precision: Precision = "fp32"
+    method: Method = "full"
     packed: bool = True
     dropout: float = 0.0
     num_steps: int = 3
@@ -81,7 +84,7 @@ def run_cases(cases: list[Case], folder: Path) -> dict[Case, Outcome]:
         group = [case for case in cases if case.num_workers == num_workers]
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_rank, args=(num_workers, port, group, folder), nprocs=num_workers)
+        spawn(_rank, args=(num_workers, port, group, folder), nprocs=num_workers)  # type: ignore[no-untyped-call]
         for number, case in enumerate(group):
             outcomes[case] = torch.load(folder / f"outcome-{num_workers}-{number}.pt", weights_only=False)
     return outcomes

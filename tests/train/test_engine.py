@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.ranks import Case, Outcome, run_cases
+from tests.train.ranks import Case, Method, Outcome, Precision, run_cases
 
-METHODS = ("full", "lora")
-PRECISIONS = ("fp32", "bf16")
+METHODS: tuple[Method, ...] = ("full", "lora")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 STAGES = (0, 1, 2, 3)
 
 SPLITS = [
