@@ -7,6 +7,7 @@ nothing itself.
 
 import logging
 import tempfile
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -87,19 +88,20 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     run_storage = open_storage(run_uri)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
     write_bytes(run_storage, "resolved_job.yaml", job_text.encode())
+    display.phase("starting workers")
     record = RunRecord(run_storage, display, timer)
     try:
         with Receiver(record.handle) as receiver:
             task = WorkerTask(
-                job.model_dump_json(),
-                job_text,
-                run_uri,
-                prepared,
-                str(request.cache_folder),
-                receiver.mailbox,
-                str(Path.cwd()),
+                job_json=job.model_dump_json(),
+                resolved_job_text=job_text,
+                run_uri=run_uri,
+                prepared=prepared,
+                cache_folder=str(request.cache_folder),
+                mailbox=receiver.mailbox,
+                working_folder=str(Path.cwd()),
+                sent_at=time.time(),
             )
-            display.phase("starting workers")
             _fit(job, task)
     finally:
         record.close()

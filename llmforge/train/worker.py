@@ -8,7 +8,7 @@ which starts it, this is the only place that composes everything.
 import logging
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -45,8 +45,8 @@ from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
 _Value = TypeVar("_Value")
 
 
-def train_worker(task: WorkerTask) -> None:
-    """Entry of a Ray Train worker."""
+def train_worker(task: WorkerTask, start_seconds: Mapping[str, float]) -> None:
+    """Entry of a Ray Train worker; `start_seconds` says how long what came before has taken."""
     started = time.perf_counter()
     _quiet_libraries()
     job = JobConfig.model_validate_json(task.job_json)
@@ -75,9 +75,9 @@ def train_worker(task: WorkerTask) -> None:
         logger=sender,
         peak_memory_bytes=partial(_peak_memory_bytes, engine.device),
     )
-    sender.send(
-        Event("timing", text="worker: model, engine and data ready", metrics={"seconds": time.perf_counter() - started})
-    )
+    ready_seconds = {"worker: model, engine and data": time.perf_counter() - started}
+    for text, seconds in {**start_seconds, **ready_seconds}.items():
+        sender.send(Event("timing", text=text, metrics={"seconds": seconds}))
     sender.send(Event("started", step=state.step, metrics={"max_steps": plan.max_steps}))
     train(parts, state, plan)
     sender.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(sys.executable).parent / "llmforge"
+LIMIT_SECONDS = 300
 
 Llmforge = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -25,20 +26,41 @@ def ray_folder() -> Iterator[str]:
 
 
 @pytest.fixture
-def llmforge(tmp_path: Path, ray_folder: str) -> Llmforge:
-    """`llmforge("train", "job.yaml")`: run the program in `tmp_path`, on a machine with two CPUs and no cluster."""
+def machine(tmp_path: Path, ray_folder: str, repository: Path) -> dict[str, str]:
+    """The environment of a machine with two CPUs and no cluster."""
     own = {
         "LLMFORGE_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": str(repository),
         "RAY_TMPDIR": ray_folder,
         "RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 2}),
         "COLUMNS": "200",
     }
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | own
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture
+def llmforge(tmp_path: Path, machine: dict[str, str]) -> Llmforge:
+    """`llmforge("train", "job.yaml")`: run the program in `tmp_path`."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [str(PROGRAM), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env=inherited | own | environment, timeout=300
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=machine, timeout=LIMIT_SECONDS)
+
+    return run
+
+
+@pytest.fixture
+def imports_of(tmp_path: Path, machine: dict[str, str]) -> Llmforge:
+    """`imports_of(("torch",), "train", "job.yaml")`: as `llmforge`, with a last line `imported: [...]` on stdout."""
+
+    def run(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+        code = (
+            "import atexit, sys\n"
+            f"atexit.register(lambda: print('imported:', sorted(set({modules}) & set(sys.modules))))\n"
+            "from llmforge.cli.main import main\n"
+            "main()\n"
         )
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=machine, timeout=LIMIT_SECONDS)
 
     return run

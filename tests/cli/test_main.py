@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -122,26 +120,10 @@ def test_train_looks_for_files_before_it_starts_anything(llmforge: Llmforge, tmp
     assert not (tmp_path / "runs").exists()
 
 
-def test_commands_that_need_no_model_start_at_once(tmp_path: Path, repository: Path) -> None:
-    commands = [
-        ["--help"],
-        ["train", "--help"],
-        ["schema"],
-        ["validate", "job.yaml"],
-        ["validate", "--schema-only", "job.yaml"],
-        ["generate", "runs/no"],
-    ]
-    code = (
-        "import sys\n"
-        "from llmforge.cli.main import main\n"
-        f"for arguments in {commands}:\n"
-        "    sys.argv = ['llmforge', *arguments]\n"
-        "    try: main()\n"
-        "    except SystemExit: pass\n"
-        f"    print('imported:', sorted(set({HEAVY}) & set(sys.modules)))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(repository)}
-    )
-    found = [line for line in done.stdout.splitlines() if line.startswith("imported:")]
-    assert found == ["imported: []"] * len(commands)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["schema"], ["validate", "job.yaml"], ["generate", "runs/no"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_that_need_no_model_start_at_once(imports_of: Llmforge, arguments: list[str]) -> None:
+    assert imports_of(HEAVY, *arguments).stdout.splitlines()[-1] == "imported: []"

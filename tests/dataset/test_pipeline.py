@@ -23,7 +23,7 @@ from llmforge.dataset.unused import MAX_PRINTED_ROWS
 from llmforge.errors import DataError, StorageError
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.storage.base import open_storage, read_bytes
-from llmforge.storage.manifest import DamagedError, read_manifest
+from llmforge.storage.manifest import read_manifest
 from tests.ray_fixtures import MakeJob
 from tests.s3_server import S3Server
 
@@ -437,14 +437,14 @@ def test_a_damaged_shard_is_named(
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    with pytest.raises(DamagedError) as caught:
+    with pytest.raises(DataError) as caught:
         opened(prepared)
-    first, second, third = str(caught.value).splitlines()
-    assert first == f"{folder}: 1 of 1 files are not what was written:"
+    first, second, _, fourth = str(caught.value).splitlines()
+    assert first == f"damaged prepared dataset: {folder}: 1 of 1 files are not what was written:"
     assert second.startswith("  train-00000.arrow: SHA-256 ")
-    assert third == "Its content cannot be trusted: use another one, or make it again."
+    assert fourth == f"remove {folder} and start the job again to make it anew"
     shard.unlink()
-    with pytest.raises(DamagedError, match=r"train-00000\.arrow: missing"):
+    with pytest.raises(DataError, match=r"train-00000\.arrow: missing"):
         opened(prepared)
     shutil.rmtree(folder)
     with pytest.raises(DataError) as gone:

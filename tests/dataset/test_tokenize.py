@@ -154,7 +154,6 @@ def ids_and_mask(
 # Every tokenizer with formats of its own control tokens, and formats whose control tokens it does not know.
 PAIRS = [
     ("tokenizers/llama3-hf", LLAMA_3),
-    ("tokenizers/llama3-hf", PLAIN),
     ("tokenizers/llama2-hf", LLAMA_2),
     ("tokenizers/llama2-hf", ADJACENT),
     ("tokenizers/mistral-v1-hf", MISTRAL_BOS),
@@ -162,7 +161,6 @@ PAIRS = [
     ("tokenizers/mistral-v3-hf", ADJACENT),
     ("tokenizers/qwen2-hf", CHATML),
     ("tokenizers/gpt2-hf", PLAIN),
-    ("tokenizers/gpt2-hf", CHATML),
     ("models/stories260K-hf", LLAMA_2),
     ("models/stories260K-hf", PLAIN),
 ]

@@ -6,14 +6,15 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.job import JobConfig
@@ -42,6 +43,7 @@ STORY = PromptFormat(
 )
 ASK = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = Sampling()
+SHORT = Sampling(max_tokens=20)
 
 
 def make_job(model: Path, **changes: Any) -> JobConfig:
@@ -73,41 +75,35 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def stories(material: Path) -> Path:
     return material / "models" / "stories260K-hf"
 
 
-@pytest.fixture
-def copy_of(stories: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """`copy_of(name)`: a new folder with the files of the model."""
-
-    def copy(name: str) -> Path:
-        (tmp_path / name).mkdir()
-        for file in MODEL_FILES:
-            shutil.copyfile(stories / file, tmp_path / name / file)
-        return tmp_path / name
-
-    return copy
+def copied(model: Path, target: Path) -> Path:
+    """A new folder with the files of a model."""
+    target.mkdir()
+    for file in MODEL_FILES:
+        shutil.copyfile(model / file, target / file)
+    return target
 
 
-Trained = Callable[..., TrainedModel]
+@pytest.fixture(scope="module")
+def model(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    """The model as a run would leave it, loaded."""
+    folder = tmp_path_factory.mktemp("model")
+    commit(folder / "run", "step-00000010-a", copied(stories, folder / "weights"), make_job(stories))
+    return load_trained_model(str(folder / "run"), "best", folder / "cache")
 
 
-@pytest.fixture
-def trained(stories: Path, copy_of: Callable[[str], Path], tmp_path: Path) -> Trained:
-    """`trained(**changes)`: the model as a run of such a job would leave it, loaded."""
-
-    def make(**changes: Any) -> TrainedModel:
-        commit(tmp_path / "run", "step-00000010-a", copy_of("weights"), make_job(stories, **changes))
-        return load_trained_model(str(tmp_path / "run"), "best", tmp_path / "cache")
-
-    return make
+def with_generation(model: TrainedModel, **generation_config: Any) -> TrainedModel:
+    """The same model from a job with other settings."""
+    return replace(model, job=make_job(Path(model.job.model_id), generation_config=generation_config))
 
 
-def generated(trained: TrainedModel, prompt: list[int], max_tokens: int = 40) -> list[int]:
+def generated(model: TrainedModel, prompt: list[int], max_tokens: int = 40) -> list[int]:
     """What `transformers` alone answers, without what ended it."""
-    return generated_by(LlamaForCausalLM.from_pretrained(trained.job.model_id), prompt, max_tokens)
+    return generated_by(LlamaForCausalLM.from_pretrained(model.job.model_id), prompt, max_tokens)
 
 
 def generated_by(reference: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
@@ -125,13 +121,13 @@ def spelled(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
     return b"".join(encoded).decode().replace("\u2581", " ")
 
 
-def answer_of(trained: TrainedModel, messages: list[dict[str, str]] = ASK, sampling: Sampling = GREEDY) -> str:
-    generator = Generator(trained)
+def answer_of(model: TrainedModel, messages: list[dict[str, str]] = ASK, sampling: Sampling = GREEDY) -> str:
+    generator = Generator(model)
     return generator.answer(generator.parse(messages), sampling)
 
 
-def prompt_of(trained: TrainedModel, messages: list[dict[str, str]] = ASK) -> list[int]:
-    generator = Generator(trained)
+def prompt_of(model: TrainedModel, messages: list[dict[str, str]] = ASK) -> list[int]:
+    generator = Generator(model)
     return generator.prompt_ids(generator.parse(messages))
 
 
@@ -144,9 +140,9 @@ CONVERSATIONS = {
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
-def test_greedy_answers_equal_those_of_transformers(messages: list[dict[str, str]], trained: Trained) -> None:
+def test_greedy_answers_equal_those_of_transformers(messages: list[dict[str, str]], model: TrainedModel) -> None:
     """To the last space; the space that the template puts before an answer is not part of it."""
-    model = trained(generation_config={"max_tokens": 80})
+    model = with_generation(model, max_tokens=80)
     prompt = prompt_of(model, messages)
     expected = spelled(generated(model, prompt, 80), model.decoder)
     assert len(expected) > 100
@@ -157,16 +153,14 @@ def test_greedy_answers_equal_those_of_transformers(messages: list[dict[str, str
     assert all(pieces)
 
 
-def test_the_prompt_is_that_of_training(trained: Trained) -> None:
-    model = trained()
+def test_the_prompt_is_that_of_training(model: TrainedModel) -> None:
     assert prompt_of(model) == model.decoder.encode("<s>Once upon a time", add_special_tokens=False)
     text = prompt_of(model, [{"role": "user", "content": "<s> </s>"}])
     assert text[0] == 1
     assert not {0, 1, 2} & set(text[1:])
 
 
-def test_max_tokens(trained: Trained) -> None:
-    model = trained()
+def test_max_tokens(model: TrainedModel) -> None:
     ids = generated(model, prompt_of(model))
     assert len(ids) == 40
     for max_tokens in (1, 7):
@@ -176,27 +170,23 @@ def test_max_tokens(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("stop", [".", "named Lily", "little girl", "m"])
-def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(stop: str, trained: Trained) -> None:
-    model = trained(generation_config={"stopping_sequences": ["never", stop]})
+def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(stop: str, model: TrainedModel) -> None:
     expected = spelled(generated(model, prompt_of(model)), model.decoder).removeprefix(" ")
     assert stop in expected
-    assert answer_of(model) == expected.split(stop)[0]
+    assert answer_of(with_generation(model, stopping_sequences=["never", stop])) == expected.split(stop)[0]
 
 
-def test_stop_tokens_and_sequences_end_the_answer_and_are_not_part_of_it(stories: Path, trained: Trained) -> None:
-    model = trained()
+def test_stop_tokens_and_sequences_end_the_answer_and_are_not_part_of_it(model: TrainedModel) -> None:
     ids = generated(model, prompt_of(model))
     for stop, length in ((ids[9], 1), (tuple(ids[9:10]), 1), (tuple(ids[8:11]), 3), (tuple(ids[8:11][::-1]), 0)):
-        job = make_job(stories, generation_config={"stopping_sequences": [stop]})
-        found = answer_of(TrainedModel(**{**vars(model), "job": job}))
+        found = answer_of(with_generation(model, stopping_sequences=[stop]))
         sequence = [stop] if isinstance(stop, int) else list(stop)
         starts = [index for index in range(len(ids)) if length and ids[index : index + length] == sequence]
         expected = ids[: starts[0]] if starts else ids
         assert found == spelled(expected, model.decoder).removeprefix(" ")
 
 
-def test_a_prompt_must_leave_room_for_an_answer(trained: Trained) -> None:
-    model = trained()
+def test_a_prompt_must_leave_room_for_an_answer(model: TrainedModel) -> None:
     word = len(prompt_of(model, [{"role": "user", "content": "a"}]))
     for num_tokens, room in ((512 - 3, 3), (512 - 1, 1)):
         content = "a " * (num_tokens - word) + "a"
@@ -213,8 +203,8 @@ def test_a_prompt_must_leave_room_for_an_answer(trained: Trained) -> None:
     )
 
 
-def test_an_empty_prompt(trained: Trained) -> None:
-    model = trained(generation_config={"prompt_format": VERBATIM.model_dump()})
+def test_an_empty_prompt(model: TrainedModel) -> None:
+    model = with_generation(model, prompt_format=VERBATIM.model_dump())
     with pytest.raises(DataError, match=r"^the prompt is empty: the format puts nothing around the messages"):
         answer_of(model, [{"role": "user", "content": " "}])
 
@@ -223,15 +213,15 @@ def running_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("llmforge-generate")]
 
 
-def test_leaving_the_stream_stops_the_model(trained: Trained) -> None:
-    model = trained(generation_config={"max_tokens": 400})
+def test_leaving_the_stream_stops_the_model(model: TrainedModel) -> None:
+    model = with_generation(model, max_tokens=400)
     num_calls = 0
 
     def count(*_: object) -> None:
         nonlocal num_calls
         num_calls += 1
 
-    model.model.register_forward_hook(count)
+    hook = model.model.register_forward_hook(count)
     generator = Generator(model)
     stream = generator.stream(generator.parse(ASK), GREEDY)
     next(stream)
@@ -239,22 +229,22 @@ def test_leaving_the_stream_stops_the_model(trained: Trained) -> None:
     stream.close()
     assert not running_threads()
     assert 0 < num_calls < 300
+    hook.remove()
     for _ in generator.stream(generator.parse(ASK), GREEDY):
         break
     assert not running_threads()
 
 
-def test_an_error_of_the_model_reaches_the_reader(copy_of: Callable[[str], Path], trained: Trained) -> None:
+def test_an_error_of_the_model_reaches_the_reader(model: TrainedModel) -> None:
     """Here the tokenizer knows more tokens than the model."""
-    model = trained()
-    model.model.resize_token_embeddings(8)
+    small = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, num_attention_heads=2, num_hidden_layers=1))
     with pytest.raises(IndexError):
-        answer_of(model)
+        answer_of(replace(model, model=small))
     assert not running_threads()
 
 
-def test_sampling(trained: Trained) -> None:
-    model = trained(generation_config={"temperature": 1.5})
+def test_sampling(model: TrainedModel) -> None:
+    model = with_generation(model, temperature=1.5)
 
     def sampled(seed: int, **changes: Any) -> str:
         torch.manual_seed(seed)
@@ -266,28 +256,28 @@ def test_sampling(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
-def test_sampling_from_one_token_is_greedy(narrow: dict[str, float], trained: Trained) -> None:
-    model = trained(generation_config={"temperature": 2.0, **narrow})
-    assert answer_of(model) == answer_of(model, sampling=Sampling(temperature=0.0))
+def test_sampling_from_one_token_is_greedy(narrow: dict[str, float], model: TrainedModel) -> None:
+    hot = with_generation(model, temperature=2.0, **narrow)
+    assert answer_of(hot, sampling=SHORT) == answer_of(model, sampling=SHORT)
 
 
-def test_the_job_alone_says_how_to_sample(stories: Path, copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_job_alone_says_how_to_sample(stories: Path, tmp_path: Path) -> None:
     """What the publisher of the base model preferred stands in its `generation_config.json`."""
-    folder = copy_of("weights")
+    folder = copied(stories, tmp_path / "weights")
     commit(tmp_path / "plain", "step-00000001-a", folder, make_job(stories))
     published = json.loads((folder / "generation_config.json").read_text())
     preferred = {"do_sample": True, "repetition_penalty": 9.0, "top_k": 1, "max_length": 3, "no_repeat_ngram_size": 1}
     (folder / "generation_config.json").write_text(json.dumps({**published, **preferred}))
     commit(tmp_path / "preferring", "step-00000001-a", folder, make_job(stories))
     plain, preferring = (load_trained_model(str(tmp_path / run), "best", tmp_path) for run in ("plain", "preferring"))
-    assert answer_of(plain) == answer_of(preferring)
+    assert answer_of(plain, sampling=SHORT) == answer_of(preferring, sampling=SHORT)
     assert plain.end_of_sequence_ids == preferring.end_of_sequence_ids == {1, 2}
     torch.manual_seed(0)
     hot = {answer_of(preferring, sampling=Sampling(max_tokens=10, temperature=2.0)) for _ in range(4)}
     assert len(hot) == 4
 
 
-def test_an_adapter_on_its_base(stories: Path, copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_adapter_on_its_base(stories: Path, tmp_path: Path) -> None:
     base = load_base_model(stories, stories, precision="fp32", attention="sdpa")
     lora = LoraConfig(r=4, target_modules=("q_proj", "v_proj", "down_proj"))
     torch.manual_seed(0)
@@ -310,20 +300,22 @@ def test_an_adapter_on_its_base(stories: Path, copy_of: Callable[[str], Path], t
     assert answer == spelled(expected, model.decoder).removeprefix(" ")
 
 
-def test_a_base_model_that_is_gone(copy_of: Callable[[str], Path], stories: Path, tmp_path: Path) -> None:
+def test_a_base_model_that_is_gone(stories: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path / "gone", lora_config={"r": 4, "target_modules": ["q_proj"]})
-    commit(tmp_path / "run", "step-00000003-a", copy_of("adapter"), job)
+    commit(tmp_path / "run", "step-00000003-a", copied(stories, tmp_path / "adapter"), job)
     with pytest.raises(ModelError, match=r"gone: no such model folder"):
         load_trained_model(str(tmp_path / "run"), "latest", tmp_path / "cache")
 
 
 @pytest.fixture
-def run(stories: Path, copy_of: Callable[[str], Path], tmp_path: Path) -> Path:
+def run(stories: Path, tmp_path: Path) -> Path:
     """A run with two checkpoints, of which the first is the best."""
     run = tmp_path / "run"
     for number, eval_loss in ((1, 1.0), (2, 2.0)):
         job = make_job(stories, generation_config={"max_tokens": number})
-        commit(run, f"step-0000000{number}-a", copy_of(f"weights-{number}"), job, eval_loss=eval_loss)
+        commit(
+            run, f"step-0000000{number}-a", copied(stories, tmp_path / f"weights-{number}"), job, eval_loss=eval_loss
+        )
     return run
 
 

@@ -74,10 +74,9 @@ def changed(folder: Path, target: Path, **files: str | bytes | None) -> Path:
 TEXTS = ["Once upon a time", " <s>[INST] hi [/INST]", "<s>[INST] hi </s><s>[INST]", "  two  spaces\n\n", "é😀中"]
 
 
-@pytest.mark.parametrize("name", ["llama2-hf", "mistral-v3-hf"])
-def test_a_tokenizer_gives_the_ids_of_its_file(name: str, material: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_gives_the_ids_of_its_file(material: Path, tmp_path: Path) -> None:
     """Whatever class the configuration names: that of Llama would rebuild it and give other ids."""
-    folder = material / "tokenizers" / name
+    folder = material / "models" / "stories260K-hf"
     shutil.copy(folder / "tokenizer.json", tmp_path)
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizer"}))

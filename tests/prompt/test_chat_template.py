@@ -70,7 +70,7 @@ def ends_with_ascii(row: Row) -> bool:
 
 
 @given(prompt_format=st.sampled_from(list(FORMATS.values())), row=rows(contents()))
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_random_conversations(prompt_format: PromptFormat, row: Row) -> None:
     tokenizer = serving_tokenizer(prompt_format)
     if prompt_format != VERBATIM or ends_with_ascii(row):
@@ -160,7 +160,6 @@ def test_a_prompt_ends_with_the_user() -> None:
 REAL = {
     "llama3-hf": LLAMA_3,
     "llama2-hf": LLAMA_2,
-    "mistral-v1-hf": ADJACENT,
     "mistral-v3-hf": MISTRAL_BOS,
     "qwen2-hf": CHATML,
     "gpt2-hf": PLAIN,
@@ -173,7 +172,7 @@ def test_real_conversations_through_real_tokenizers(name: str, prompt_format: Pr
     ours, tokenizer = segment_tokenizer(folder), hugging_face_tokenizer(folder)
     template = chat_template(prompt_format, ours.special_tokens)
     with (material / "data" / "chat" / "oasst1-threads.jsonl").open(encoding="utf-8") as file:
-        conversations = [json.loads(next(file))["messages"] for _ in range(12)]
+        conversations = [json.loads(next(file))["messages"] for _ in range(6)]
     tokenizer.chat_template = template
     for row in conversations:
         check_training(row, prompt_format, tokenizer, ours)

@@ -260,7 +260,7 @@ def plain_text(row: Row, prompt_format: PromptFormat, system_turn: int = 0) -> s
 
 
 @given(prompt_format=st.sampled_from(list(FORMATS.values())), row=rows(contents(*SPECIAL_TOKENS)))
-@settings(max_examples=300)
+@settings(max_examples=200)
 def test_random_conversations(prompt_format: PromptFormat, row: Row) -> None:
     segments = example(row, prompt_format)
     text = text_of(segments)
@@ -307,6 +307,7 @@ WHAT_STANDS_AROUND_CONTENT = {
 
 
 @given(row=rows(contents()), prompts=st.booleans())
+@settings(max_examples=50)
 def test_the_last_user_turn_at_inference(row: Row, prompts: bool) -> None:
     """Where the system text moves between training and inference, both are as the fields say."""
     if not prompts:
