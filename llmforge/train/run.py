@@ -30,10 +30,11 @@ from llmforge.models.folder import ModelFacts, model_folder, read_model_facts, r
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage, write_bytes
 from llmforge.train.channel import Receiver
 from llmforge.train.cluster import check_resources, cluster_facts, resources_per_worker, start_ray, wait_for_resources
-from llmforge.train.entry import WorkerTask, start_worker
+from llmforge.train.entry import start_worker
 from llmforge.train.failures import StopOnUserError, as_user_error
 from llmforge.train.record import RunRecord
 from llmforge.train.run_report import store_report
+from llmforge.train.task import WorkerTask
 
 logger = logging.getLogger(__name__)
 

@@ -35,12 +35,12 @@ from llmforge.train.batches import TrainingBatches
 from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.entry import WorkerTask
 from llmforge.train.evaluate import evaluation_loss
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.losses import next_token_loss
 from llmforge.train.optim import build_optimizer, scheduled_learning_rate
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
+from llmforge.train.task import WorkerTask
 
 _Value = TypeVar("_Value")
 

@@ -17,6 +17,7 @@ from tests.prompt.formats import SPECIAL_TOKENS, contents
 from tests.prompt.tokenizers import byte_tokenizer, hugging_face_tokenizer, segment_tokenizer
 
 BYTES = byte_tokenizer(SPECIAL_TOKENS)
+OURS = SegmentTokenizer(BYTES.to_str())
 WORD = Segment("word")
 TEXTS = contents("  ", "\n\n", "    indented", UNFINISHED)
 
@@ -38,7 +39,7 @@ def check_text(text: str, ours: SegmentTokenizer, decode: Decode) -> None:
 @given(text=TEXTS)
 @settings(max_examples=50)
 def test_one_token_a_byte(text: str) -> None:
-    check_text(text, SegmentTokenizer(BYTES.to_str()), byte_decode)
+    check_text(text, OURS, byte_decode)
 
 
 @pytest.mark.parametrize("folder", ["models/stories260K-hf", "tokenizers/mistral-v3-hf", "tokenizers/gpt2-hf"])
@@ -69,20 +70,19 @@ def test_bytes_that_are_no_text_end_nothing(tokens: list[int], material: Path) -
 
 
 def test_characters_come_whole_and_as_soon_as_they_are() -> None:
-    tokens = SegmentTokenizer(BYTES.to_str()).encode_prompt([Segment("a é😀")])
+    tokens = OURS.encode_prompt([Segment("a é😀")])
     source = iter(tokens)
     found = [(piece, len(list(copy(source)))) for piece in decode_tokens(source, byte_decode, [])]
     assert found == [("a", 7), (" ", 6), ("é", 4), ("😀", 0)]
 
 
 def test_a_character_that_never_ends() -> None:
-    tokens = SegmentTokenizer(BYTES.to_str()).encode_prompt([Segment("a😀")])
+    tokens = OURS.encode_prompt([Segment("a😀")])
     assert "".join(decode_tokens(tokens[:-1], byte_decode, [])) == "a" + UNFINISHED
 
 
 def test_control_tokens_have_no_text() -> None:
-    ours = SegmentTokenizer(BYTES.to_str())
-    tokens = ours.encode_prompt([Segment("a<s>b</s></s>")])
+    tokens = OURS.encode_prompt([Segment("a<s>b</s></s>")])
     assert list(decode_tokens(tokens, byte_decode, [])) == ["a", "b"]
 
 

@@ -19,7 +19,6 @@ from llmforge.prompt.chat_template import chat_template
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render, render_prompt
 from tests.prompt.formats import (
-    ADJACENT,
     CHATML,
     FORMATS,
     LLAMA_2,

@@ -278,8 +278,8 @@ def test_random_conversations(prompt_format: PromptFormat, row: Row) -> None:
         assert not segments[seam - 1].trained
         answer = trained_texts(segments[seam:])[0]
         assert text.startswith(before + answer)
-        head, _, tail = answer.partition(strip(turns[2 * number + 1].content))
-        assert (head, tail) == WHAT_STANDS_AROUND_CONTENT[prompt_format]
+        head, tail = AROUND_CONTENT[prompt_format]
+        assert answer == head + strip(turns[2 * number + 1].content) + tail
     assert len([segment for segment in segments if not segment.is_template]) == len(turns) + _num_system(
         row, prompt_format
     )
@@ -293,7 +293,7 @@ def _num_system(row: Row, prompt_format: PromptFormat) -> int:
     return int(given_one or bool(prompt_format.default_system_message) or tags)
 
 
-WHAT_STANDS_AROUND_CONTENT = {
+AROUND_CONTENT = {
     FORMATS["llama 3"]: ("", "<|eot_id|>"),
     FORMATS["llama 2"]: (" ", " </s>"),
     FORMATS["mistral"]: ("", "</s>"),

@@ -1,0 +1,24 @@
+"""What crosses from the driver to the training workers, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llmforge.dataset.pipeline import PreparedDataset
+
+
+@dataclass(frozen=True)
+class WorkerTask:
+    """All that a worker is told; it travels by pickle and holds no secret."""
+
+    job_json: str
+    """The resolved job, validated again by the worker."""
+    resolved_job_text: str
+    run_uri: str
+    prepared: PreparedDataset
+    cache_folder: str
+    mailbox: Any
+    """Handle of the driver's mailbox actor."""
+    working_folder: str
+    """Where the driver was started: relative paths of a job count from there."""
+    sent_at: float
+    """When the driver asked for workers, in seconds since the epoch."""
