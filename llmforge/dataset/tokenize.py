@@ -102,7 +102,7 @@ class SegmentTokenizer:
             if segment.starts_answer and run.text:
                 yield run
                 run = _Run("", False, [])
-            for index, text in enumerate(self._split(segment)):
+            for index, text in enumerate(self.split(segment)):
                 if index % 2 == 1:
                     if run.text:
                         yield run
@@ -114,7 +114,7 @@ class SegmentTokenizer:
         if run.text:
             yield run
 
-    def _split(self, segment: Segment) -> list[str]:
+    def split(self, segment: Segment) -> list[str]:
         """Alternately ordinary text and special token; only the format's own text can hold the latter."""
         if self._special_pattern is None or not segment.is_template:
             return [segment.text]

@@ -4,6 +4,9 @@ In: local folders (`llmforge.models.folder` finds them). Out: loaded objects. It
 trained. Loading failures become `ModelError`s that name the folder and what to do.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +74,8 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base_name: str) -> Pef
     arguments = lora.model_dump(exclude_none=True)
     arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
     try:
-        peft_model = get_peft_model(model, PeftLoraConfig(**{**arguments, "task_type": "CAUSAL_LM"}))
+        with _peft_quiet():
+            peft_model = get_peft_model(model, PeftLoraConfig(**{**arguments, "task_type": "CAUSAL_LM"}))
     except ValueError as error:
         raise ModelError(f"lora_config: {_first_line(error).rstrip('.')}; {_layers_there(model)}") from error
     peft_model.peft_config["default"].base_model_name_or_path = base_name
@@ -85,11 +89,20 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) ->
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; expected a LoRA adapter as PEFT saves it")
     try:
-        adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
+        with _peft_quiet():
+            adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise ModelError(f"{folder}: the adapter does not fit the base model: {_explain(error)}") from error
     _check_adapter_weights(adapted, folder)
     return adapted
+
+
+@contextmanager
+def _peft_quiet() -> Iterator[None]:
+    """Without a warning that is not the user's to heed: peft 0.21 reads a name that transformers 5.23 has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def linear_layer_names(model: torch.nn.Module) -> list[str]:

@@ -1,12 +1,23 @@
 """Evaluation on the validation split: the same loss as in training, weighted by tokens."""
 
+from dataclasses import dataclass
+
 from llmforge.train.batches import TrainingBatches
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.losses import LossFunction
 
 
-def evaluation_loss(engine: TrainingEngine, batches: TrainingBatches, loss_function: LossFunction) -> float:
-    """Mean loss over all trained tokens of the validation data, in nats; the same number on every rank."""
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One pass over the validation data; the same on every rank."""
+
+    loss: float
+    """Mean over all trained tokens, in nats."""
+    num_trained_tokens: int
+
+
+def evaluate(engine: TrainingEngine, batches: TrainingBatches, loss_function: LossFunction) -> EvaluationResult:
+    """The loss of the model as it stands on all validation batches."""
     steps = (batches.step(index) for index in range(batches.steps_per_epoch))
     total = engine.evaluate((batch for step in steps for batch in step.micro_batches), loss_function)
-    return total / batches.num_trained_tokens
+    return EvaluationResult(total / batches.num_trained_tokens, batches.num_trained_tokens)

@@ -16,6 +16,7 @@ from llmforge.metrics.loggers import Logger
 from llmforge.metrics.meters import StepMeter, StepSample, perplexity
 from llmforge.train.batches import TrainingBatches
 from llmforge.train.engine import StepResult, TrainingEngine
+from llmforge.train.evaluate import EvaluationResult
 from llmforge.train.losses import LossFunction
 from llmforge.train.state import Evaluation, TrainerState
 
@@ -52,8 +53,8 @@ class LoopParts:
     loss_function: LossFunction
     learning_rate: Callable[[int], float]
     """Step, counted from 1, to learning rate."""
-    evaluate: Callable[[], float] | None
-    """Mean validation loss in nats; None without validation data."""
+    evaluate: Callable[[], EvaluationResult] | None
+    """None without validation data."""
     save: Callable[[TrainerState], None]
     logger: Logger
     peak_memory_bytes: Callable[[], int]
@@ -90,12 +91,13 @@ def _evaluate(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
     if parts.evaluate is None:
         return
     started = time.perf_counter()
-    loss = parts.evaluate()
-    state.evaluations.append(Evaluation(step=state.step, loss=loss))
+    result = parts.evaluate()
+    state.evaluations.append(Evaluation(step=state.step, loss=result.loss))
     record = {
         "epoch": state.step / plan.steps_per_epoch,
-        "eval/loss": loss,
-        "eval/perplexity": perplexity(loss),
+        "eval/loss": result.loss,
+        "eval/perplexity": perplexity(result.loss),
+        "eval/trained_tokens": result.num_trained_tokens,
         "eval/seconds": time.perf_counter() - started,
     }
     parts.logger.log(record, state.step)

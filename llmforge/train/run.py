@@ -23,6 +23,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.resolve import JobFacts, job_digest, resolve_job, size_job
 from llmforge.dataset.pipeline import prepare
+from llmforge.dataset.preview import first_rows
 from llmforge.errors import CheckpointError, ConfigError
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
@@ -37,6 +38,8 @@ from llmforge.train.run_report import store_report
 from llmforge.train.task import WorkerTask
 
 logger = logging.getLogger(__name__)
+
+NUM_REPORTED_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         record.close()
     checkpoints = CheckpointStore(run_storage)
     result = RunResult(run_uri, checkpoints.resolve("best"), checkpoints.resolve("latest"))
-    store_report(run_storage, job, job_text, prepared.stats, record.records, result.best, run_uri)
+    preview = first_rows(job, tokenizer_json, request.cache_folder, NUM_REPORTED_EXAMPLES)
+    store_report(run_storage, job, job_text, prepared.stats, record.records, result.best, preview)
     return result
 
 
@@ -131,11 +135,19 @@ def _resolve(request: RunRequest, model: ModelFacts) -> tuple[JobConfig, Storage
         num_parameters=model.num_parameters,
         hidden_size=model.hidden_size,
     )
-    job = resolve_job(job, facts)
+    job = _with_absolute_folders(resolve_job(job, facts))
     deepspeed_config_of(job, model.hidden_size or 0)  # the workers' own, made here for its checks
     check_resources(job, cluster)
     check_writable(storage)
     return job, storage
+
+
+def _with_absolute_folders(job: JobConfig) -> JobConfig:
+    """Model folders by absolute path, so that whoever uses the run finds the base model from any folder."""
+    keys = ("model_id", "initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path")
+    given = {key: getattr(job, key) for key in keys}
+    folders = {key: path for key, path in given.items() if isinstance(path, str) and Path(path).is_dir()}
+    return job.model_copy(update={key: str(Path(path).absolute()) for key, path in folders.items()})
 
 
 def _latest_run_of(job: JobConfig, storage: Storage) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
+from llmforge.dataset.preview import PreviewRow
 from llmforge.dataset.stats import DatasetStats
 from llmforge.metrics.meters import Record
-from llmforge.metrics.report import BestCheckpoint, ReportData, write_report
+from llmforge.metrics.report import BestCheckpoint, ExampleSegment, ReportData, ReportExample, write_report
 from llmforge.storage.base import Storage
 from llmforge.storage.uri import join_uri
 
@@ -23,9 +24,10 @@ def store_report(
     stats: DatasetStats,
     records: Sequence[Record],
     best: CheckpointInfo,
-    run_uri: str,
+    preview: Sequence[PreviewRow],
 ) -> None:
-    """Write `report.html` into the run's folder."""
+    """Write `report.html` into the run's folder, where `storage` is rooted."""
+    run_uri = storage.root_uri
     data = ReportData(
         run_name=str(job.run_name),
         records=records,
@@ -36,11 +38,17 @@ def store_report(
             best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss
         ),
         commands=use_commands(run_uri),
+        examples=[_example(row) for row in preview],
     )
     with tempfile.TemporaryDirectory(prefix="llmforge-report-") as folder:
         path = Path(folder) / REPORT_FILE
         write_report(path, data)
         storage.upload(path, REPORT_FILE)
+
+
+def _example(row: PreviewRow) -> ReportExample:
+    segments = [ExampleSegment(piece.text, piece.trained, piece.is_control) for piece in row.pieces]
+    return ReportExample(row.place, segments)
 
 
 def use_commands(run_uri: str) -> dict[str, str]:

@@ -35,7 +35,7 @@ from llmforge.train.batches import TrainingBatches
 from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.evaluate import evaluation_loss
+from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.losses import next_token_loss
 from llmforge.train.optim import build_optimizer, scheduled_learning_rate
@@ -161,10 +161,10 @@ def _open(job: JobConfig, task: WorkerTask, split: Split) -> SampleReader:
     return task.prepared.open(split, open_storage(job.output_dir), Path(task.cache_folder))
 
 
-def _evaluation(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> Callable[[], float] | None:
+def _evaluation(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> Callable[[], EvaluationResult] | None:
     if task.prepared.stats.valid is None:
         return None
-    return partial(evaluation_loss, engine, _evaluation_batches(job, task, engine), next_token_loss)
+    return partial(evaluate, engine, _evaluation_batches(job, task, engine), next_token_loss)
 
 
 def _saving(job: JobConfig, task: WorkerTask, engine: TrainingEngine, sender: Sender) -> Callable[[TrainerState], None]:

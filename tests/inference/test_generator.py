@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ STORY = PromptFormat(
 )
 ASK = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = Sampling()
-SHORT = Sampling(max_tokens=20)
+SHORT = Sampling(max_tokens=10)
 
 
 def make_job(model: Path, **changes: Any) -> JobConfig:
@@ -103,7 +104,12 @@ def with_generation(model: TrainedModel, **generation_config: Any) -> TrainedMod
 
 def generated(model: TrainedModel, prompt: list[int], max_tokens: int = 40) -> list[int]:
     """What `transformers` alone answers, without what ended it."""
-    return generated_by(LlamaForCausalLM.from_pretrained(model.job.model_id), prompt, max_tokens)
+    return generated_by(reference(model.job.model_id), prompt, max_tokens)
+
+
+@cache
+def reference(folder: str) -> PreTrainedModel:
+    return LlamaForCausalLM.from_pretrained(folder)
 
 
 def generated_by(reference: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
@@ -142,10 +148,10 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_greedy_answers_equal_those_of_transformers(messages: list[dict[str, str]], model: TrainedModel) -> None:
     """To the last space; the space that the template puts before an answer is not part of it."""
-    model = with_generation(model, max_tokens=80)
+    model = with_generation(model, max_tokens=50)
     prompt = prompt_of(model, messages)
-    expected = spelled(generated(model, prompt, 80), model.decoder)
-    assert len(expected) > 100
+    expected = spelled(generated(model, prompt, 50), model.decoder)
+    assert len(expected) > 60
     generator = Generator(model)
     pieces = list(generator.stream(generator.parse(messages), GREEDY))
     assert "".join(pieces) == expected.removeprefix(" ")
@@ -169,7 +175,7 @@ def test_max_tokens(model: TrainedModel) -> None:
     assert answer_of(model) == spelled(ids, model.decoder).removeprefix(" ")
 
 
-@pytest.mark.parametrize("stop", [".", "named Lily", "little girl", "m"])
+@pytest.mark.parametrize("stop", [".", "named Lily", "little girl"])
 def test_a_stop_text_ends_the_answer_and_is_not_part_of_it(stop: str, model: TrainedModel) -> None:
     expected = spelled(generated(model, prompt_of(model)), model.decoder).removeprefix(" ")
     assert stop in expected
@@ -248,7 +254,7 @@ def test_sampling(model: TrainedModel) -> None:
 
     def sampled(seed: int, **changes: Any) -> str:
         torch.manual_seed(seed)
-        return answer_of(model, sampling=Sampling(max_tokens=20, **changes))
+        return answer_of(model, sampling=Sampling(max_tokens=10, **changes))
 
     assert sampled(0) == sampled(0)
     assert len({sampled(seed) for seed in range(4)}) == 4

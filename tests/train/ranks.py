@@ -24,7 +24,7 @@ from llmforge.dataset.shards import SampleReader, join_examples, write_shard
 from llmforge.dataset.tokenize import IGNORED_LABEL, Example
 from llmforge.train.batches import TrainingBatches
 from llmforge.train.engine import OptimizerState, TrainingEngine
-from llmforge.train.evaluate import evaluation_loss
+from llmforge.train.evaluate import evaluate
 from llmforge.train.loop import seed_step
 from llmforge.train.losses import next_token_loss
 from llmforge.train.optim import build_optimizer
@@ -154,7 +154,7 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
     validation = TrainingBatches(
         reader, micro_batch_size=2, num_micro_batches=1, rank=rank, num_workers=case.num_workers
     )
-    return Outcome(losses, grad_norms, evaluation_loss(engine, validation, next_token_loss), _weights(engine))
+    return Outcome(losses, grad_norms, evaluate(engine, validation, next_token_loss).loss, _weights(engine))
 
 
 def _engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> TrainingEngine:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from llmforge.config.training import EarlyStopping
 from llmforge.train.batches import StepBatches, TrainingBatches
 from llmforge.train.engine import StepResult, TrainingEngine
+from llmforge.train.evaluate import EvaluationResult
 from llmforge.train.loop import LoopParts, LoopPlan, seed_step, train
 from llmforge.train.losses import LossFunction, next_token_loss
 from llmforge.train.state import TrainerState
@@ -69,9 +70,9 @@ class World:
     def close(self) -> None:
         raise AssertionError("the logger belongs to whoever made it")
 
-    def _evaluate(self, next_loss: Callable[[], float]) -> float:
+    def _evaluate(self, next_loss: Callable[[], float]) -> EvaluationResult:
         self.journal.append(("evaluate", len(self.learning_rates)))
-        return next_loss()
+        return EvaluationResult(next_loss(), num_trained_tokens=50)
 
     def _save(self, state: TrainerState) -> None:
         self.journal.append(("save", state.step))

@@ -11,6 +11,7 @@ import pytest
 
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
+from llmforge.dataset.preview import Piece, PreviewRow
 from llmforge.dataset.stats import DatasetStats, LengthSummary, SplitStats
 from llmforge.storage.base import open_storage, read_bytes
 from llmforge.train.run_report import REPORT_FILE, store_report, use_commands
@@ -30,6 +31,12 @@ RECORDS = [
     *({"step": step, "epoch": step / 54, "train/loss": 3 / step, "train/lr": 1e-4} for step in range(1, 21)),
     {"step": 20, "epoch": 20 / 54, "eval/loss": 1.0625},
 ]
+
+
+PREVIEW = PreviewRow(
+    "rows.jsonl:7",
+    (Piece("<s>", trained=False, is_control=True), Piece("learn <this>", trained=True, is_control=False)),
+)
 
 
 def checkpoint(eval_loss: float | None) -> CheckpointInfo:
@@ -58,11 +65,12 @@ def test_the_report_of_a_run(tmp_path: Path, eval_loss: float | None) -> None:
         }
     )
     records = RECORDS if eval_loss is not None else RECORDS[1:-1]
-    store_report(storage, job, JOB_TEXT, STATS, records, checkpoint(eval_loss), storage.root_uri)
+    store_report(storage, job, JOB_TEXT, STATS, records, checkpoint(eval_loss), [PREVIEW])
     assert [file.key for file in storage.list()] == [REPORT_FILE]
     page = read_bytes(storage, REPORT_FILE).decode()
     text = unescape(page)
     assert "meta-llama/Meta-Llama-3-8B, lora, 2 x cpu, fp32" in text
+    assert "rows.jsonl:7" in text and "learn <this>" in text and "learn <this>" not in page
     assert JOB_TEXT in text and "<b>.jsonl" not in page
     assert f"{storage.root_uri}/checkpoints/step-00000020-ab12" in text
     assert all(command in text for command in use_commands(storage.root_uri).values())

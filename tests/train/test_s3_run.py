@@ -15,7 +15,8 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from llmforge.checkpoint.store import CheckpointStore
-from llmforge.inference.generate import Sampling, open_generator
+from llmforge.cli.generate import run_generate
+from llmforge.errors import DataError
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import open_storage, read_bytes
@@ -78,15 +79,20 @@ def run(
     return FinishedRun(result, console.getvalue(), CheckpointStore(open_storage(result.run_uri)))
 
 
-def test_a_run_on_s3(run: FinishedRun, s3_bucket: str, small_model: Path, tmp_path: Path) -> None:
+def test_a_run_on_s3(
+    run: FinishedRun,
+    s3_bucket: str,
+    small_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """One run, looked at from all sides: it takes most of a minute."""
     _check_checkpoints(run)
     _check_files(run, s3_bucket)
     _check_adapter(run, small_model, tmp_path / "adapter")
-    generator = open_generator(run.result.run_uri, "best", tmp_path / "other-cache")
-    conversation = generator.parse([{"role": "user", "content": "What is 2 + 2?"}])
-    answers = [generator.answer(conversation, Sampling(max_tokens=8, temperature=0)) for _ in range(2)]
-    assert answers[0] == answers[1] != ""
+    monkeypatch.setenv("LLMFORGE_CACHE", str(tmp_path / "cache of another machine"))
+    _check_answers(run, tmp_path / "prompts.jsonl", capsys)
 
 
 def _check_checkpoints(run: FinishedRun) -> None:
@@ -132,3 +138,31 @@ def _check_adapter(run: FinishedRun, model: Path, folder: Path) -> None:
         after = adapted(ids).logits
     assert not torch.allclose(before, after, atol=1e-3)
     assert adapted.peft_config["default"].r == 4
+
+
+def _check_answers(run: FinishedRun, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every line of a file is answered, or none is."""
+    good = [[{"role": "user", "content": f"What is {number} + 2?"}] for number in (2, 3, 2)]
+    bad = [
+        [{"role": "robot", "content": "hi"}],
+        [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}],
+    ]
+
+    def answer(prompts: list[list[dict[str, str]]]) -> None:
+        file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
+        run_generate(run.result.run_uri, None, file, "best", max_tokens=8, temperature=0)
+
+    capsys.readouterr()
+    with pytest.raises(DataError) as caught:
+        answer([good[0], *bad])
+    assert str(caught.value).splitlines() == [
+        f"{file}:2: message 1 has role 'robot'; allowed are system, user, assistant",
+        f"{file}:3: the last message is the assistant's; a prompt ends with the user's message",
+    ]
+    assert capsys.readouterr().out == ""
+    answer(good)
+    rows = [json.loads(line)["messages"] for line in capsys.readouterr().out.splitlines()]
+    assert [messages[:-1] for messages in rows] == good
+    answers = [messages[-1] for messages in rows]
+    assert {message["role"] for message in answers} == {"assistant"}
+    assert answers[0]["content"] == answers[2]["content"] != ""
