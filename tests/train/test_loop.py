@@ -146,7 +146,13 @@ def test_what_a_record_holds() -> None:
         "train/peak_memory_bytes": 1000,
     }
     assert evaluation.pop("eval/seconds") >= 0
-    assert evaluation == {"step": 3, "epoch": 0.75, "eval/loss": 2.0, "eval/perplexity": pytest.approx(math.e**2)}
+    assert evaluation == {
+        "step": 3,
+        "epoch": 0.75,
+        "eval/loss": 2.0,
+        "eval/perplexity": pytest.approx(math.e**2),
+        "eval/trained_tokens": 50,
+    }
 
 
 def test_the_last_step_is_evaluated_and_saved_once() -> None:
