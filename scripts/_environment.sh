@@ -92,3 +92,8 @@ use_llmforge() {
 make_s3_environment() {
     make_environment .venv-s3 tests/s3-requirements.txt -r tests/s3-requirements.txt
 }
+
+# The tests that take seconds, on two processes; arguments go to pytest.
+run_unit_tests() {
+    python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" "$@"
+}

@@ -137,6 +137,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_material_is_the_same_at_every_run(quickstart_material: Path, repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(repository / "scripts" / "make_quickstart.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
