@@ -93,7 +93,7 @@ make_s3_environment() {
     make_environment .venv-s3 tests/s3-requirements.txt -r tests/s3-requirements.txt
 }
 
-# The tests that take seconds, on two processes; arguments go to pytest.
+# The tests that take seconds, on two processes of one thread each; arguments go to pytest.
 run_unit_tests() {
-    python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" "$@"
+    OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" "$@"
 }
