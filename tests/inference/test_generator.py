@@ -31,6 +31,7 @@ from llmforge.storage.base import open_storage
 from tests.prompt.formats import VERBATIM
 
 pytestmark = [
+    pytest.mark.slow,
     # PEFT asks Transformers by a name that it has renamed.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
