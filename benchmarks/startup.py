@@ -5,8 +5,8 @@
 The folder is the one that `scripts/make_quickstart.py` makes. The job is started twice and the second start is told, so
 that files are in the page cache. The imports of torch, ray, transformers, deepspeed and peft are not ours to speed up.
 They are measured alone, in fresh processes, as many at a time as a start has them one behind the other: ray and torch
-in the driver, in Ray Train's controller, and in both workers and the process that watches their resources at once; then
-transformers, deepspeed and peft in both workers at once.
+in the driver, ray.data in both data tasks, ray and torch in Ray Train's controller, and in both workers and the process
+that watches their resources at once; then transformers, deepspeed and peft in both workers at once.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 RAY = "import ray.train.torch"
+RAY_DATA = "import ray.data"
 ALL = f"{RAY}, transformers, deepspeed, peft, ray.data"
 FIRST_STEP = "step 1 of"
 
@@ -32,6 +33,7 @@ def main() -> None:
     ray_in_two = import_seconds(RAY, 2)
     rows = [
         ("driver: ray, torch", ray),
+        ("data tasks: ray.data", import_seconds(RAY_DATA, 2) - import_seconds("import ray", 2)),
         ("controller: ray, torch", ray),
         ("workers: ray, torch", ray_in_three),
         ("workers: transformers, deepspeed, peft", all_in_two - ray_in_two),
