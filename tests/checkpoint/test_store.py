@@ -237,6 +237,7 @@ def test_retention_leaves_unfinished_ones_alone(store: CheckpointStore, tmp_path
     assert (tmp_path / "run/checkpoints/step-00000010-a1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_effect", [False, True])
 def test_killed_anywhere_nothing_half_is_visible_and_nothing_old_is_lost(tmp_path: Path, after_effect: bool) -> None:
     """A save, its label and the retention after it, cut at each operation in turn, then done again by a new start."""
