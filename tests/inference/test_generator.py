@@ -30,11 +30,7 @@ from llmforge.models.load import add_adapter, load_base_model
 from llmforge.storage.base import open_storage
 from tests.prompt.formats import VERBATIM
 
-pytestmark = [
-    pytest.mark.slow,
-    # PEFT asks Transformers by a name that it has renamed.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 STORY = PromptFormat(
     bos="<s>",

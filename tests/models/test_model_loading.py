@@ -18,11 +18,6 @@ from llmforge.config.model import LoraConfig
 from llmforge.errors import ModelError
 from llmforge.models.load import add_adapter, linear_layer_names, load_adapter, load_base_model, load_tokenizer
 
-pytestmark = [
-    # PEFT asks Transformers by a name that it has renamed.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
-
 LAYERS = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
 LAYERS_THERE = f"the linear layers of this model are {LAYERS}; all-linear means all but the output layer"
 

@@ -17,9 +17,6 @@ from llmforge.train.batches import EMPTY_SAMPLE, Batch, collate
 from llmforge.train.losses import next_token_loss
 from tests.train.ranks import VOCABULARY, tiny_model, write_samples
 
-# peft asks transformers by a name that is going away.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,

@@ -89,8 +89,6 @@ def test_zero_comes_right_after_the_last_step(schedule: Schedule) -> None:
     assert after == pytest.approx(0, abs=1e-18)
 
 
-# peft asks transformers by a name that is going away.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_every_trained_weight_once_and_only_matrices_decay(method: str) -> None:
     model = tiny_model(method)

@@ -27,11 +27,7 @@ from tests.s3_server import SECRET_KEY, S3Server
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-pytestmark = [
-    pytest.mark.slow,
-    # PEFT asks transformers by an old name.
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-]
+pytestmark = pytest.mark.slow
 
 NUM_STEPS = 4
 
