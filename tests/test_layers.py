@@ -30,7 +30,18 @@ LAYERS = {
 LIGHT = ("errors", "config", "storage", "checkpoint", "cli")
 """What a laptop needs to check, submit and watch a job; prompts are rendered without more, too."""
 LIGHT_MODULES_ELSEWHERE = ("llmforge.prompt.messages", "llmforge.prompt.render")
-MODEL_COMMANDS = ("chat", "check_data", "generate", "local_job", "preview", "preview_text", "train")
+MODEL_COMMANDS = (
+    "chat",
+    "check_data",
+    "data_stage",
+    "generate",
+    "local_job",
+    "memory",
+    "prepare",
+    "preview",
+    "preview_text",
+    "train",
+)
 """Modules of `cli` behind commands that need a tokenizer or a model, so that they may import what they like."""
 HEAVY = (
     "deepspeed",

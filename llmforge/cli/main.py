@@ -49,18 +49,44 @@ def validate(
     overrides: Overrides = None,
     schema_only: Annotated[bool, typer.Option("--schema-only", help="Leave the named files alone.")] = False,
     data: Annotated[bool, typer.Option("--data", help="Go on to check every row of the data.")] = False,
+    html: Annotated[Optional[Path], typer.Option("--html", metavar="FILE", help="--data: write a page too.")] = None,  # noqa: UP045
+    device_memory_gib: Annotated[Optional[float], typer.Option(min=1, help="--data: memory of a device.")] = None,  # noqa: UP045
+    tokens_per_second: Annotated[Optional[float], typer.Option(min=1, help="--data: of all devices.")] = None,  # noqa: UP045
+    price_per_device_hour: Annotated[Optional[float], typer.Option(min=0, help="--data: for the cost.")] = None,  # noqa: UP045
 ) -> None:
-    """Check a job before any machine is taken."""
+    """Check a job before any machine is taken; with --data also say what its data, memory, time and cost come to."""
     if schema_only and data:
         raise ConfigError("found --schema-only and --data, allowed is one of them: --data reads the files")
+    assumed = {
+        "--device-memory-gib": device_memory_gib,
+        "--tokens-per-second": tokens_per_second,
+        "--price-per-device-hour": price_per_device_hour,
+    }
+    for name, value in {"--html": html, **assumed}.items():
+        if value is not None and not data:
+            raise ConfigError(f"found {name} without --data; add --data: only the data can say it")
+    if price_per_device_hour is not None and tokens_per_second is None:
+        raise ConfigError("found --price-per-device-hour without --tokens-per-second; the cost follows from both")
     if data:
-        from llmforge.cli.check_data import run_check_data
+        from llmforge.cli.check_data import Assumptions, run_check_data
 
-        print(run_check_data(job_file, overrides or []))
+        print(run_check_data(job_file, overrides or [], Assumptions(*assumed.values()), html_file=html))
     else:
         from llmforge.cli.validate import run_validate
 
         print(run_validate(str(job_file), overrides or [], schema_only=schema_only))
+
+
+@app.command()
+def prepare(
+    job_file: JobFile,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for other programs.")] = False,
+) -> None:
+    """Prepare the data and go no further; training then finds them ready."""
+    from llmforge.cli.prepare import run_prepare
+
+    print(run_prepare(job_file, overrides or [], as_json=as_json))
 
 
 @app.command()

@@ -18,11 +18,13 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
 
+from llmforge.cli.html_file import check_html_file, write_html_file
 from llmforge.cli.local_job import LocalJob, resolve_locally
 from llmforge.cli.places import cache_folder
 from llmforge.cli.preview_text import PreviewPrinter
@@ -44,7 +46,7 @@ def run_preview(
     if as_json and html_file is not None:
         raise ConfigError("found --json and --html, allowed is one of them: --json is for programs, --html for people")
     if html_file is not None:
-        _check_target(html_file)
+        check_html_file(html_file)
     submitted = load_checked_job(str(job_file), overrides, with_weights=False)
     with _without_notices(logging.getLogger("llmforge.config.resolve")):  # on how this machine would train
         local = resolve_locally(submitted)
@@ -71,7 +73,7 @@ def run_preview(
     if html_file is None:
         PreviewPrinter(Console(highlight=False)).page(page)
     else:
-        _write(html_file, page)
+        write_html_file(html_file, partial(write_preview, page=page))
         print(f"preview: {html_file}")
 
 
@@ -166,17 +168,3 @@ def _notes(encoded: EncodedRow, local: LocalJob) -> Iterator[str]:
     spelled = [token for token in sorted(local.special_tokens) if any(token in text for text in texts)]
     if spelled:
         yield f"a message spells out {', '.join(spelled)}: that stays text, and no control token is made of it"
-
-
-def _check_target(path: Path) -> None:
-    """Said before anything is fetched or encoded."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        found = "found a folder" if path.is_dir() else "found no such folder to write it into"
-        raise ConfigError(f"--html: {path}: {found}, allowed is a file in a folder that is there")
-
-
-def _write(path: Path, page: PreviewPage) -> None:
-    try:
-        write_preview(path, page)
-    except OSError as error:
-        raise ConfigError(f"--html: {path}: cannot be written: {error.strerror}; name another file") from error

@@ -21,7 +21,8 @@ from llmforge.config.job import JobConfig, LoadedJob, parse_job, read_job_text
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.config.resolve import find_refusal
 from llmforge.config.training import DeepSpeedFile
-from llmforge.errors import ConfigError, ModelError, StorageError
+from llmforge.dataset.file_names import ALLOWED, expand_local, find_kind
+from llmforge.errors import ConfigError, DataError, ModelError, StorageError
 from llmforge.prompt.lints import find_lints
 from llmforge.storage.uri import is_s3, local_path
 
@@ -154,7 +155,7 @@ def _imported_format(job: JobConfig) -> PromptFormat | None:
     except ImportError:
         return None
     # Rows to be fetched first are for the start of the job; files that are not there are told elsewhere.
-    sources = [source for source in job.train_sources if not is_s3(source.path) and not _file_problem(source.path)]
+    sources = [source for source in job.train_sources if not is_s3(source.path) and not _source_problems(source.path)]
     job = job.model_copy(update={"train_path": tuple(sources)})
     return with_imported_format(job, read_tokenizer_template(folder), cache_folder()).prompt_format
 
@@ -180,17 +181,36 @@ def _local_special_tokens(job: JobConfig) -> frozenset[str] | None:
 
 def _check_sources(key: KeyPath, given: object, sources: Sequence[DataSource]) -> Iterator[Finding]:
     for index, source in enumerate(sources):
-        problem = _s3_problem(source.path) if is_s3(source.path) else _file_problem(source.path)
-        if problem:
-            yield Finding((*key, index) if isinstance(given, tuple) else key, f"{source.path}: {problem}")
+        for problem in _source_problems(source.path):
+            yield Finding((*key, index) if isinstance(given, tuple) else key, problem)
+
+
+def _source_problems(uri: str) -> list[str]:
+    """What is wrong with the files that a source names, each with its address."""
+    try:
+        files = _files(uri)
+    except (DataError, StorageError) as error:
+        return [str(error)]
+    # Objects that were just listed are there, and may be many.
+    found = [file for file in files if not is_s3(file) or file == uri]
+    problems = ((file, _s3_problem(file) if is_s3(file) else _file_problem(file)) for file in found)
+    return [f"{file}: {problem}" for file, problem in problems if problem]
+
+
+def _files(uri: str) -> list[str]:
+    if is_s3(uri):
+        from llmforge.dataset.files import expand_uris
+
+        return expand_uris([uri])
+    return expand_local(uri)
 
 
 def _file_problem(uri: str) -> str | None:
     path = local_path(uri)
-    if path.is_dir():
-        return "found a folder, allowed is a file"
     if not path.is_file():
         return f"no such file{_where(uri)}"
+    if find_kind(uri) is None:
+        return f"not the name of a data file; {ALLOWED}"
     return "the file is empty" if path.stat().st_size == 0 else None
 
 

@@ -11,11 +11,22 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from llmforge.config.base import FreeValue, StrictModel
 
-RowFormat = Literal["auto", "messages", "sharegpt", "instruction", "text", "preference"]
+RowFormat = Literal[
+    "auto", "messages", "sharegpt", "instruction", "prompt_completion", "text", "preference", "segments"
+]
 Uri = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 ColumnName = Annotated[str, Field(min_length=1)]
 RoleName = Literal["system", "user", "assistant", "tool"]
+
+
+# The names that one format reads from the same object.
+_READ_TOGETHER = (
+    ("role", "content", "weight", "train"),
+    ("instruction", "input", "output", "system", "history"),
+    ("prompt", "completion", "system"),
+    ("prompt", "chosen", "rejected"),
+)
 
 
 class ColumnNames(StrictModel):
@@ -31,17 +42,41 @@ class ColumnNames(StrictModel):
     """Column of a message with the factor of its loss; messages without it count fully."""
     train: ColumnName = "train"
     """Column of a message that says whether it is trained; messages without it are."""
+    instruction: ColumnName | None = None
+    """What is asked. Default: `instruction`, `question` or `query`."""
+    input: ColumnName | None = None
+    """What the instruction is about. A column named `context` goes before the instruction, any other behind it.
+    Default: `input` or `context`."""
+    output: ColumnName | None = None
+    """The answer to the instruction. Default: `output`, `response` or `answer`."""
+    system: ColumnName | None = None
+    """The system message. Default: `system` or `system_prompt`; with the format messages there is none."""
+    history: ColumnName | None = None
+    """Exchanges before the instruction: a list of pairs of texts. Default: `history`."""
+    prompt: ColumnName | None = None
+    """What is given: a text, or a list of messages. Default: `prompt`."""
+    completion: ColumnName | None = None
+    """What is answered: a text, or a list of messages. Default: `completion` or `response`."""
+    chosen: ColumnName | None = None
+    """The better answer: a text, a message, or a list of messages. Default: `chosen` or `chosen_messages`."""
+    rejected: ColumnName | None = None
+    """The worse answer, as `chosen`. Default: `rejected` or `rejected_messages`."""
+    text: ColumnName | None = None
+    """Plain text. Default: `text`."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> ColumnNames:
-        readers: dict[str, str] = {}
-        for name in ("role", "content", "weight", "train"):
-            column = getattr(self, name)
-            if column in readers:
-                raise ValueError(
-                    f"found the column {column!r} for both {readers[column]} and {name}; give each a column of its own"
-                )
-            readers[column] = name
+        for group in _READ_TOGETHER:
+            readers: dict[str, str] = {}
+            for name in group:
+                column = getattr(self, name)
+                if column in readers:
+                    raise ValueError(
+                        f"found the column {column!r} for both {readers[column]} and {name}; "
+                        "give each a column of its own"
+                    )
+                if column is not None:
+                    readers[column] = name
         return self
 
 
@@ -81,10 +116,10 @@ class DatasetConfig(StrictModel):
     """Format of the rows; `auto` looks at the first ones and prints its evidence."""
     columns: ColumnNames | None = None
     """Names of the columns in the data, by the name llmforge gives them, such as `{messages: conversations, role: from,
-    content: value}`. Default: the names llmforge gives them."""
+    content: value}`. Default: the names llmforge gives them, and those the format is known to have (docs/data.md)."""
     roles: dict[str, RoleName] | None = None
     """Who speaks, by the name of the role in the data, such as `{human: user, gpt: assistant}`; a role that is not
-    listed keeps its own meaning."""
+    listed keeps its own meaning, and in other formats than messages the one it is known to have."""
     valid_fraction: Share | None = None
     """Hold out this share of the training rows for validation, chosen by `seed`, where there is no `valid_path`."""
     on_invalid: Literal["error", "drop"] = "error"
@@ -137,3 +172,10 @@ def as_sources(value: str | tuple[str | DataSource, ...]) -> tuple[DataSource, .
     """One `DataSource` for each file or glob that a `*_path` key names."""
     entries = (value,) if isinstance(value, str) else value
     return tuple(DataSource(path=entry) if isinstance(entry, str) else entry for entry in entries)
+
+
+def dataset_for(source: DataSource, dataset: DatasetConfig) -> DatasetConfig:
+    """How the rows of one source are read: its own format and columns, and the job's where it has none."""
+    own = {"format": source.format, "columns": source.columns}
+    given = {name: value for name, value in own.items() if value is not None}
+    return dataset.model_copy(update=given) if given else dataset

@@ -36,15 +36,15 @@ def _has_scheme(*schemes: str) -> Callable[[Any], bool]:
 
 
 def _is_other_source(value: Any) -> bool:
-    """Anything but the name of one JSONL file, local or in S3."""
+    """Anything but files, folders and globs, local or in S3, and plain text files."""
     if not isinstance(value, str):
         return False
     scheme = value.split("://")[0] if "://" in value else "file"
-    return scheme not in ("file", "s3") or any(sign in value for sign in "*?[") or not value.endswith(".jsonl")
+    return scheme not in ("file", "s3") or value.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 
 
 def _source_rows(key: str) -> tuple[_Missing, ...]:
-    files = "allowed for now: local files and s3:// uris that end in .jsonl, listed one by one"
+    files = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://"
     plain = "allowed for now: files without settings of their own"
     return (
         _Missing((key, "*"), _is_other_source, files),
@@ -55,6 +55,7 @@ def _source_rows(key: str) -> tuple[_Missing, ...]:
     )
 
 
+_FORMATS = ("auto", "messages", "sharegpt", "instruction", "prompt_completion", "preference")
 _TASKS = ("instruction_tuning", "causal_lm")
 _TABLE: tuple[_Missing, ...] = (
     _Missing(("task",), _other_than(*_TASKS), f"allowed for now: {', '.join(_TASKS)}"),
@@ -62,9 +63,7 @@ _TABLE: tuple[_Missing, ...] = (
     _Missing(("classifier_config",), _given, "remove it"),
     *_source_rows("train_path"),
     *_source_rows("valid_path"),
-    _Missing(("dataset", "format"), _other_than("auto", "messages"), "allowed for now: auto, messages"),
-    _Missing(("dataset", "over_length"), _other_than("drop", "error"), "allowed for now: drop, error"),
-    _Missing(("dataset", "deduplicate"), _given, "remove it"),
+    _Missing(("dataset", "format"), _other_than(*_FORMATS), f"allowed for now: {', '.join(_FORMATS)}"),
     _Missing(("dataset", "load_kwargs"), _given, "remove it"),
     _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
     _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),

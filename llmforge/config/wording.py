@@ -70,7 +70,7 @@ class _Words:
     def _suggestion(self, path: Path) -> str:
         key = str(path[-1])
         known = self._keys(self._nodes(path[:-1]))
-        close = difflib.get_close_matches(key, known, n=1)
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.65)
         if close:
             return f" (did you mean {close[0]}?)"
         if len(path) > 1 and key in self._schema["properties"]:

@@ -19,7 +19,7 @@ from llmforge.dataset.assembly import gather
 from llmforge.dataset.example import ExampleBatch
 from llmforge.dataset.shards import Split
 from llmforge.dataset.stats import CheckTotals
-from llmforge.dataset.unused import NO_TRAINED_TOKEN, UnusedRow, UnusedRows
+from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow, UnusedRows
 
 PLACE_SCHEMA = pa.schema([("uri", pa.string()), ("line", pa.int64()), ("length", pa.int64())])
 TOKEN_COLUMNS = {"input_ids": np.dtype(np.int32), "weights": np.dtype(np.float32)}
@@ -75,6 +75,7 @@ class ExampleCollector:
         self._invalid: list[UnusedRow] = []
         self._unused = UnusedRows()
         self._checks = CheckTotals(rows=0, prompts=0, straddled=0, ends_with_terminator=0)
+        self._digests: set[bytes] = set()
 
     def __enter__(self) -> "ExampleCollector":
         return self
@@ -96,8 +97,8 @@ class ExampleCollector:
         self._invalid += _rows(table.filter(pc.invert(is_valid)))
         table = table.filter(is_valid)
         is_trained = pa.array(_trained_counts(table["weights"]) > 0)
-        self._unused.add(NO_TRAINED_TOKEN, _rows(table.filter(pc.invert(is_trained))))
-        table = table.filter(is_trained)
+        self._unused.add(NO_TRAINED_TOKEN, _rows(table.filter(pc.invert(is_trained)), NO_TRAINED_TOKEN))
+        table = self._without_duplicates(table.filter(is_trained))
         self._checks = self._checks.plus(
             rows=len(table),
             prompts=pc.sum(table["num_prompts"]).as_py() or 0,
@@ -106,6 +107,18 @@ class ExampleCollector:
         )
         for split, writer in self._writers.items():
             writer.add(table.filter(pc.equal(table["is_validation"], split == "valid")))
+
+    def _without_duplicates(self, table: pa.Table) -> pa.Table:
+        """Without the examples that occurred before, in this table or an earlier one; those without digest stay."""
+        if table["digest"].null_count == len(table):
+            return table
+        is_new = []
+        for digest in table["digest"].to_pylist():
+            is_new.append(digest not in self._digests)
+            self._digests.add(digest)
+        mask = pa.array(is_new, pa.bool_())
+        self._unused.add(DUPLICATE, _rows(table.filter(pc.invert(mask)), DUPLICATE))
+        return table.filter(mask)
 
     def result(self) -> Collected:
         """All that was added."""
@@ -127,10 +140,10 @@ class _SplitWriter:
             pc.list_flatten(table[name]).to_numpy().tofile(file)
 
 
-def _rows(table: pa.Table) -> list[UnusedRow]:
-    """The rows of a table as unused; those that have no reason of their own lack trained tokens."""
+def _rows(table: pa.Table, reason: str | None = None) -> list[UnusedRow]:
+    """The rows of a table as unused, for a reason or for their own."""
     facts = table.select(["uri", "line", "reason"]).to_pylist()
-    return [UnusedRow(fact["uri"], fact["line"], fact["reason"] or NO_TRAINED_TOKEN) for fact in facts]
+    return [UnusedRow(fact["uri"], fact["line"], reason or fact["reason"]) for fact in facts]
 
 
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:

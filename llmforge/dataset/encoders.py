@@ -145,23 +145,31 @@ class TextEncoders:
         return HuggingFaceEncoder(self._texts[False])
 
 
+def open_fast_encoders(tokenizer_json: str) -> TextEncoders | str:
+    """Encoders by `fastokens`, loaded, or why there are none for this tokenizer. They are not proven yet."""
+    if FastTokenizer is None:
+        return "fastokens is not installed"
+    encoders = TextEncoders(tokenizer_json, fast=True)
+    try:
+        encoders.encode([""], dummy_prefix=False)
+        encoders.encode([""], dummy_prefix=True)
+    except ValueError as error:
+        return f"fastokens: {error}"
+    return encoders
+
+
 def prove_fast_encoders(reference: TextEncoders, tokenizer_json: str, sample: Sequence[str]) -> TextEncoders | str:
     """Encoders by `fastokens`, or why they cannot stand in for the reference of the same tokenizer.
 
     All ids of the sample must be the same. `sample` holds texts of the job; special tokens and awkward texts are added.
     """
-    if FastTokenizer is None:
-        return "fastokens is not installed"
+    fast = open_fast_encoders(tokenizer_json)
+    if isinstance(fast, str):
+        return fast
     special = [token["content"] for token in reference.added_tokens]
     texts = [*sample, *AWKWARD_TEXTS, *special, *(f"a {token}b" for token in special[:64])]
-    prefixes = (False,) if reference.dummy_prefix == "never" else (False, True)
-    try:
-        fast = TextEncoders(tokenizer_json, fast=True)
-        variants = [(fast.encode(texts, dummy_prefix=prefix), prefix) for prefix in prefixes]
-    except ValueError as error:
-        return f"fastokens: {error}"
-    for found, prefix in variants:
-        expected = reference.encode(texts, dummy_prefix=prefix)
+    for prefix in (False,) if reference.dummy_prefix == "never" else (False, True):
+        found, expected = (encoders.encode(texts, dummy_prefix=prefix) for encoders in (fast, reference))
         if not (np.array_equal(found.offsets, expected.offsets) and np.array_equal(found.ids, expected.ids)):
             return f"fastokens gives other ids for {texts[_first_difference(found, expected)]!r}"
     return fast

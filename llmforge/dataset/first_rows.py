@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
+from llmforge.dataset.files import expand_uris
 from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
@@ -35,7 +36,7 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
 
     Raises `DataError` for a missing file.
     """
-    uris = [source.path for source in job.train_sources]
+    uris = expand_uris(source.path for source in job.train_sources)
     for number, (uri, line, text) in enumerate(first_lines(uris, cache_folder), start=1):
         try:
             conversation = parse_row(text, prompt_format, job.dataset)

@@ -9,26 +9,28 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
+from llmforge.config.data import DataSource
 from llmforge.config.job import JobConfig
 from llmforge.config.resolve import DataSizes, size_job
 from llmforge.dataset.collector import Collected, ExampleCollector, Examples
+from llmforge.dataset.files import expand_uris
 from llmforge.dataset.first_rows import first_conversations
-from llmforge.dataset.packing import pack
 from llmforge.dataset.proof import NUM_PROVEN_ROWS, best_encoders, find_joined_difference, find_missing_begin
-from llmforge.dataset.shards import SampleBatch, SampleReader, Split, shard_name, write_shard
-from llmforge.dataset.sources import LineBlock, plan_blocks
+from llmforge.dataset.selection import select, write_selection
+from llmforge.dataset.shards import SampleReader, Split, shard_name
+from llmforge.dataset.sources import Block, plan_blocks
 from llmforge.dataset.stage import job_encoder, tokenized_tables
-from llmforge.dataset.stats import DatasetStats, LengthSummary, SplitStats, summarise_lengths
+from llmforge.dataset.stats import DatasetStats, SplitStats, summarise_lengths
 from llmforge.dataset.tokenize import SegmentTokenizer
-from llmforge.dataset.unused import INVALID, TOO_LONG, UnusedRow, as_jsonl, list_rows
+from llmforge.dataset.unused import INVALID, UnusedRow, as_jsonl, list_rows
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
 from llmforge.storage.cache import fingerprint
@@ -43,7 +45,6 @@ DATA_FOLDER = "data"
 MAX_BLOCK_BYTES = 8 << 20
 MIN_BLOCK_BYTES = 64 << 10
 BLOCKS_PER_DEVICE = 4
-SAMPLES_PER_BATCH = 256
 
 Progress = Callable[[int, int | None], None]
 """Called with the rows done so far, and how many there are in all where that is known."""
@@ -127,8 +128,8 @@ def prepare(
 def _content_hash(job: JobConfig, tokenizer_json: str, model_context_length: int | None) -> str:
     decides = {
         "stage": STAGE_VERSION,
-        "train": [asdict(fingerprint(source.path)) for source in job.train_sources],
-        "valid": [asdict(fingerprint(source.path)) for source in job.valid_sources],
+        "train": [asdict(fingerprint(uri)) for uri in _files(job.train_sources)],
+        "valid": [asdict(fingerprint(uri)) for uri in _files(job.valid_sources)],
         "format": job.prompt_format.model_dump(mode="json"),
         "tokenizer": hashlib.sha256(tokenizer_json.encode()).hexdigest(),
         "task": job.task,
@@ -145,12 +146,26 @@ def _collect(job: JobConfig, tokenizer_json: str, cache_folder: Path, scratch: P
     has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
     splits: list[Split] = ["train", "valid"] if has_validation else ["train"]
     blocks = _plan(job, cache_folder)
-    fast = _prove(job, tokenizer_json, cache_folder)
     with ExampleCollector(scratch, splits) as collector:
-        for table in tokenized_tables(job, blocks, tokenizer_json, cache_folder, fast=fast):
+        for table in _tables(job, blocks, tokenizer_json, cache_folder):
             collector.add(table)
             progress(collector.rows_in, None)
     return collector.result()
+
+
+def _tables(job: JobConfig, blocks: Sequence[Block], tokenizer_json: str, cache_folder: Path) -> Iterator[pa.Table]:
+    """All tables, by the fast encoder. It is proven while the tasks start; where it fails, they start anew without."""
+    with ThreadPoolExecutor(1, "llmforge-prove") as executor:
+        proof = executor.submit(_prove, job, tokenizer_json, cache_folder)
+        tables = tokenized_tables(job, blocks, tokenizer_json, cache_folder, fast=True)
+        first = next(tables, None)
+        if not proof.result():
+            tables.close()
+            tables = tokenized_tables(job, blocks, tokenizer_json, cache_folder, fast=False)
+            first = next(tables, None)
+    if first is not None:
+        yield first
+        yield from tables
 
 
 def _prove(job: JobConfig, tokenizer_json: str, cache_folder: Path) -> bool:
@@ -177,21 +192,26 @@ def _prove(job: JobConfig, tokenizer_json: str, cache_folder: Path) -> bool:
     return fast
 
 
-def _plan(job: JobConfig, cache_folder: Path) -> list[LineBlock]:
+def _plan(job: JobConfig, cache_folder: Path) -> list[Block]:
     groups = ((job.train_sources, False), (job.valid_sources, True))
-    total_bytes = sum(fingerprint(source.path).size_bytes for sources, _ in groups for source in sources)
+    total_bytes = sum(fingerprint(uri).size_bytes for sources, _ in groups for uri in _files(sources))
     num_blocks = (job.num_data_blocks_per_device or BLOCKS_PER_DEVICE) * job.num_devices
     block_bytes = min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total_bytes // num_blocks))
     return [
         block
         for sources, is_validation in groups
         for block in plan_blocks(
-            [source.path for source in sources],
+            _files(sources),
             is_validation=is_validation,
             block_bytes=block_bytes,
             cache_folder=cache_folder,
         )
     ]
+
+
+def _files(sources: Sequence[DataSource]) -> list[str]:
+    """The single files of sources."""
+    return expand_uris(source.path for source in sources)
 
 
 def _check_rows(job: JobConfig, collected: Collected, storage: Storage, name: str) -> None:
@@ -223,14 +243,17 @@ def _assemble(job: JobConfig, collected: Collected, model_context_length: int | 
     context_length = size_job(job, sizes).context_length
     assert context_length is not None
     stats: dict[Split, SplitStats] = {}
+    num_truncated = 0
     for split, examples in splits.items():
-        kept = _fitting(job, collected, split, examples, context_length)
-        stats[split] = _write_split(examples, kept, context_length, bool(job.packing), folder / shard_name(split))
+        selection = select(split, examples, context_length, job.dataset.over_length, collected.unused)
+        stats[split] = write_selection(selection, bool(job.packing), folder / shard_name(split))
+        num_truncated += selection.num_truncated
     _warn_of_few_trained_tokens(job, stats["train"])
     return DatasetStats(
         rows_in=collected.rows_in,
         rows_used=sum(split_stats.examples for split_stats in stats.values()),
         dropped=dict(collected.unused.counts),
+        truncated=num_truncated,
         checks=collected.checks,
         context_length=context_length,
         lengths=lengths,
@@ -248,58 +271,3 @@ def _warn_of_few_trained_tokens(job: JobConfig, train: SplitStats) -> None:
             100 * share,
             100 * job.dataset.min_trained_share,
         )
-
-
-def _fitting(
-    job: JobConfig, collected: Collected, split: Split, examples: Examples, context_length: int
-) -> NDArray[np.int64]:
-    """Indexes of the examples that fit. Raises `DataError` where none does, or where the job wants all to fit."""
-    lengths = examples.lengths
-    too_long = np.flatnonzero(lengths > context_length)
-    rows = [
-        UnusedRow(uri, line, f"{TOO_LONG} ({lengths[index]} tokens > {context_length})")
-        for (uri, line), index in zip(examples.places(too_long), too_long, strict=True)
-    ]
-    if rows and job.dataset.over_length == "error":
-        listed = "\n".join(f"  {row}" for row in rows)
-        raise DataError(f"{len(rows)} rows are {TOO_LONG}, and dataset.over_length is error:\n{listed}")
-    if len(rows) == len(lengths):
-        raise DataError(_nothing_fits(split, summarise_lengths(lengths) if len(lengths) else None, context_length))
-    collected.unused.add(TOO_LONG, rows)
-    return np.flatnonzero(lengths <= context_length)
-
-
-def _nothing_fits(split: Split, lengths: LengthSummary | None, context_length: int) -> str:
-    if lengths is None and split == "valid":
-        return "no row is left for validation; raise dataset.valid_fraction, or give valid_path more rows"
-    if lengths is None:
-        return "no row is left for training; lower dataset.valid_fraction, or give train_path more rows"
-    return (
-        f"context_length: no {split} row fits into {context_length} tokens: the shortest has {lengths.shortest}, "
-        f"95 % have at most {lengths.p95}; raise context_length"
-    )
-
-
-def _write_split(
-    examples: Examples, kept: NDArray[np.int64], context_length: int, packing: bool, path: Path
-) -> SplitStats:
-    lengths = examples.lengths[kept]
-    packs = pack(lengths.tolist(), context_length) if packing else ([index] for index in range(len(kept)))
-    trained_tokens = 0
-
-    def batches() -> Iterator[SampleBatch]:
-        nonlocal trained_tokens
-        while members := list(islice(packs, SAMPLES_PER_BATCH)):
-            batch = examples.batch(kept[np.fromiter(chain.from_iterable(members), np.int64)])
-            trained_tokens += int(np.count_nonzero(batch.weights > 0))
-            yield SampleBatch(batch, np.array([len(one) for one in members], dtype=np.int64))
-
-    num_samples = write_shard(path, batches())
-    num_tokens = int(lengths.sum())
-    return SplitStats(
-        examples=len(kept),
-        samples=num_samples,
-        tokens=num_tokens,
-        trained_tokens=trained_tokens,
-        packing_efficiency=num_tokens / (num_samples * context_length),
-    )

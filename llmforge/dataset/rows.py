@@ -1,59 +1,102 @@
 """Raw rows to conversations.
 
-In: one line of a JSONL file, and how the data name columns and roles. Out: a `Conversation`, or a `DataError` whose
-text is the reason alone, in the data's own names; the caller knows file and line. Columns without a meaning here are
-the user's own and are left alone.
+In: one record of the data (a line of JSONL, or an object from another kind of file), the format of the rows, and how
+the data name columns and roles. Out: a `Conversation`, or a `DataError` whose text is the reason alone, in the data's
+own names; the caller knows file and line. Columns without a meaning here are the user's own and are left alone.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from llmforge.config.data import ColumnNames, DatasetConfig, RoleName
+from llmforge.config.data import DatasetConfig, RowFormat
 from llmforge.config.prompt_format import PromptFormat
+from llmforge.dataset.known_names import LISTS, OWN_NAMES, Row, column_of, flow, listed, mapped_columns
+from llmforge.dataset.message_lists import LOSS_WEIGHT, Naming, column_advice, likely_columns, naming_fault, renamed
+from llmforge.dataset.row_formats import (
+    RawMessages,
+    instruction_messages,
+    list_columns,
+    preference_messages,
+    prompt_completion_messages,
+    sharegpt_messages,
+)
+from llmforge.dataset.sources import Record
 from llmforge.errors import DataError
 from llmforge.prompt.messages import Conversation, parse_conversation
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_OWN_NAMES = ColumnNames()
 _AS_IT_IS = DatasetConfig()
-_MESSAGE_NAMES = ("role", "content", "weight", "train")
-_ROLES = frozenset(get_args(RoleName))
-# What other programs call things, to suggest a mapping; nothing is read by these names without one.
-_LIKELY_LISTS = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
-_LIKELY_COLUMNS = {"role": ("from", "speaker", "author"), "content": ("value", "text", "message")}
-_LIKELY_ROLES: dict[str, RoleName] = {
-    **dict.fromkeys(("developer", "system_prompt"), "system"),
-    **dict.fromkeys(("human", "customer", "client", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "chatbot", "model", "ai", "agent"), "assistant"),
-    **dict.fromkeys(("function", "function_response", "observation", "ipython"), "tool"),
+_LOSS_WEIGHT_KEY = f'"{LOSS_WEIGHT}"'.encode()
+_NO_TOOLS = ("[]", "{}", "null")
+_READERS: dict[RowFormat, Callable[[Row, Naming], RawMessages]] = {
+    "sharegpt": sharegpt_messages,
+    "instruction": instruction_messages,
+    "prompt_completion": prompt_completion_messages,
 }
 
 
-def parse_row(line: bytes, prompt_format: PromptFormat, dataset: DatasetConfig = _AS_IT_IS) -> Conversation:
-    """One JSONL line: `{"messages": [{"role": ..., "content": ...}, ...]}` in the names that the data use for these.
+def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig = _AS_IT_IS) -> Conversation:
+    """One record as a conversation; of a preference row, the one with the chosen answer.
 
+    `dataset.format` says how it is read; `auto` counts as `messages` here, and is resolved before by `detect_format`.
     A column that `dataset` maps is read by its name in the data alone, even where a column of llmforge's name is there.
     """
-    columns, roles = dataset.columns or _OWN_NAMES, dataset.roles or {}
-    row = _decode(line, columns)
-    if columns.messages not in row:
-        raise DataError(_without_messages(row, columns))
-    messages = row[columns.messages]
-    is_mapped = dataset.columns is not None or dataset.roles is not None
+    row_format = dataset.format
+    if row_format in ("auto", "messages"):
+        return _parse_messages(record, prompt_format, dataset)
+    if row_format == "preference":
+        return parse_preference(record, prompt_format, dataset)[0]
+    reader = _READERS.get(row_format)
+    if reader is None:
+        raise DataError(f"rows of the format {row_format} are not supported yet")
+    row = decode_record(record)
+    naming = Naming.of(dataset)
+    _refuse_tools(row)
+    messages = reader(row, naming)
     try:
-        return parse_conversation(_renamed(messages, columns, roles) if is_mapped else messages, prompt_format)
+        return parse_conversation(messages, prompt_format)
     except DataError as error:
-        naming = _naming_fault(messages, columns, roles)
-        raise DataError(naming or f"{error}{_as_mapped(columns)}") from error
+        raise DataError(_explained(error, row, naming, row_format)) from error
 
 
-def _decode(line: bytes, columns: ColumnNames) -> dict[str, Any]:
+def parse_preference(
+    record: Record, prompt_format: PromptFormat, dataset: DatasetConfig
+) -> tuple[Conversation, Conversation]:
+    """One preference row as the conversations with the chosen and the rejected answer, alike but for the last message.
+
+    Raises `DataError` where they differ in more or in nothing.
+    """
+    row = decode_record(record)
+    naming = Naming.of(dataset)
+    _refuse_tools(row)
+    conversations = []
+    for name, messages in zip(("chosen", "rejected"), preference_messages(row, naming), strict=True):
+        try:
+            conversations.append(parse_conversation(messages, prompt_format))
+        except DataError as error:
+            column = column_of(row, name, naming.columns)
+            raise DataError(f"{error} (the prompt with `{column}`)") from error
+    chosen, rejected = conversations
+    texts = [[message[:2] for message in conversation.messages] for conversation in (chosen, rejected)]
+    if texts[0][:-1] != texts[1][:-1]:
+        raise DataError(
+            "the chosen and the rejected answer have different prompts; everything before the last message must be "
+            "alike, or they cannot be compared: remove the row"
+        )
+    if texts[0] == texts[1]:
+        raise DataError("the chosen and the rejected answer are equal; there is nothing to prefer: remove the row")
+    return chosen, rejected
+
+
+def decode_record(record: Record, expected: str = "a JSON object") -> dict[str, Any]:
+    """The columns of a record. Raises `DataError` for a line that is no JSON object."""
+    if isinstance(record, dict):
+        return record
     try:
-        row = msgspec.json.decode(line.removeprefix(BYTE_ORDER_MARK))
+        row = msgspec.json.decode(record.removeprefix(BYTE_ORDER_MARK))
     except msgspec.DecodeError as error:
         raise DataError(f"not JSON: {error}") from error
     except UnicodeDecodeError as error:  # counts from the begin of a string of the row, which says nothing here
@@ -62,103 +105,74 @@ def _decode(line: bytes, columns: ColumnNames) -> dict[str, Any]:
     except RecursionError as error:
         raise DataError("not JSON of a row: too many brackets inside each other") from error
     if not isinstance(row, dict):
-        raise DataError(f"expected a JSON object with a `{columns.messages}` list")
+        raise DataError(f"expected {expected}")
     return row
 
 
-def _renamed(messages: object, columns: ColumnNames, roles: Mapping[str, RoleName]) -> object:
-    """Messages in llmforge's names; whatever is no message stays as it is, to be refused with a reason."""
-    if not isinstance(messages, list):
-        return messages
-    sources = tuple((name, getattr(columns, name)) for name in _MESSAGE_NAMES)
-    taken = frozenset((*_MESSAGE_NAMES, *(column for _, column in sources)))
-    return [_renamed_message(raw, sources, taken, roles) if isinstance(raw, dict) else raw for raw in messages]
+def _parse_messages(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig) -> Conversation:
+    """The format `messages`: a row in llmforge's own names is read as it stands, which is the fast path."""
+    columns = dataset.columns
+    column = "messages" if columns is None else columns.messages
+    row = decode_record(record, f"a JSON object with a `{column}` list")
+    if column not in row:
+        raise DataError(_without_messages(row, Naming.of(dataset)))
+    _refuse_tools(row)
+    messages = row[column]
+    if columns is None and dataset.roles is None and not _has_loss_weight(record, messages):
+        try:
+            return parse_conversation(messages, prompt_format)
+        except DataError:  # it may hold parts, nulls or a role of OpenAI's, which only the other path knows
+            pass
+    naming = Naming.of(dataset)
+    messages = renamed(messages, naming)
+    if columns is not None and columns.system is not None and isinstance(messages, list):
+        system = row.get(columns.system)
+        messages = messages if system is None else [{"role": "system", "content": system}, *messages]
+    try:
+        return parse_conversation(messages, prompt_format)
+    except DataError as error:
+        raise DataError(_explained(error, row, naming, "messages")) from error
 
 
-def _renamed_message(
-    raw: dict[str, Any], sources: Sequence[tuple[str, str]], taken: frozenset[str], roles: Mapping[str, RoleName]
-) -> dict[str, Any]:
-    message = {name: raw[column] for name, column in sources if column in raw}
-    role = message.get("role")
-    if isinstance(role, str):
-        message["role"] = roles.get(role, role)
-    if len(message) < len(raw):
-        message |= {key: value for key, value in raw.items() if key not in taken}
-    return message
+def _has_loss_weight(record: Record, messages: object) -> bool:
+    if isinstance(record, bytes):
+        return _LOSS_WEIGHT_KEY in record
+    return isinstance(messages, list) and any(isinstance(raw, dict) and LOSS_WEIGHT in raw for raw in messages)
 
 
-def _without_messages(row: dict[str, Any], columns: ColumnNames) -> str:
-    likely = next((name for name in _LIKELY_LISTS if isinstance(row.get(name), list)), None)
-    found = f"no `{columns.messages}` column (found: {_listed(row)})"
-    if likely is None:
+def _refuse_tools(row: Row) -> None:
+    tools = row.get("tools")
+    if tools and not (isinstance(tools, str) and (tools.isspace() or tools.strip() in _NO_TOOLS)):
+        raise DataError(
+            "the row has `tools`, for which a prompt format has no place; write them as text into the system message, "
+            "as the model shall see them, and remove the column, or remove the row"
+        )
+
+
+def _explained(error: DataError, row: Row, naming: Naming, row_format: RowFormat) -> str:
+    """The reason why messages are refused, in the data's own names."""
+    if row_format in ("messages", "sharegpt"):
+        own = (naming.columns or OWN_NAMES).messages
+        column = own if row_format == "messages" else next(iter(list_columns(row, naming)), own)
+        return naming_fault(row[column], naming) or f"{error}{_as_mapped(naming)}"
+    names = ("prompt", "completion") if row_format == "prompt_completion" else ("instruction", "output")
+    user, assistant = (column_of(row, name, naming.columns) for name in names)
+    return f"{error} (read as {row_format}: the user's from `{user}`, the assistant's from `{assistant}`)"
+
+
+def _without_messages(row: Row, naming: Naming) -> str:
+    own = naming.columns or OWN_NAMES
+    found = f"no `{own.messages}` column (found: {listed(row)})"
+    likely = next((name for name in LISTS if isinstance(row.get(name), list)), None)
+    value = row.get(likely) if likely is not None else None
+    if likely is None or not isinstance(value, list):
         return found
-    first = next((raw for raw in row[likely] if isinstance(raw, dict)), {})
-    return found + _column_advice(columns, {"messages": likely} | _likely_columns(first, columns))
+    first = next((raw for raw in value if isinstance(raw, dict)), {})
+    advised = likely_columns(first, Naming(naming.columns, naming.roles, others=False).columns_of(value))
+    return found + column_advice(naming.columns, {"messages": likely} | advised)
 
 
-def _naming_fault(messages: object, columns: ColumnNames, roles: Mapping[str, RoleName]) -> str | None:
-    """The first message of a refused row whose columns or role are not named as expected, and how to map them."""
-    if not isinstance(messages, list):
-        return None
-    for number, raw in enumerate(messages, start=1):
-        if not isinstance(raw, dict):
-            return None
-        for column in (columns.role, columns.content):
-            if column not in raw and not raw.get("tool_calls"):
-                found = f"message {number} has no `{column}` (found: {_listed(raw)})"
-                return found + _column_advice(columns, _likely_columns(raw, columns))
-        role = raw.get(columns.role)
-        if isinstance(role, str) and roles.get(role, role) not in _ROLES:
-            column = "" if columns.role == "role" else f" in `{columns.role}`"
-            found = f"message {number} has role {role!r}{column}, which is none of {', '.join(get_args(RoleName))}"
-            return f"{found}; map it in the job: dataset.roles: {_flow(_likely_roles(messages, columns, roles))}"
-    return None
-
-
-def _likely_columns(raw: dict[str, Any], columns: ColumnNames) -> dict[str, str]:
-    """What the columns of a message seem to be, for those that are not there under their name."""
-    likely = {
-        name: next((guess for guess in guesses if isinstance(raw.get(guess), str)), None)
-        for name, guesses in _LIKELY_COLUMNS.items()
-        if getattr(columns, name) not in raw
-    }
-    return {name: guess for name, guess in likely.items() if guess is not None}
-
-
-def _likely_roles(
-    messages: Iterable[object], columns: ColumnNames, roles: Mapping[str, RoleName]
-) -> dict[str, RoleName]:
-    """The job's roles, and what the unknown ones of a row seem to be."""
-    likely = dict(roles)
-    for raw in messages:
-        role = raw.get(columns.role) if isinstance(raw, dict) else None
-        if isinstance(role, str) and role not in likely and role not in _ROLES:
-            other: RoleName = "assistant" if "user" in likely.values() else "user"
-            likely[role] = _LIKELY_ROLES.get(role.lower().rstrip("_- 0123456789"), other)
-    return likely
-
-
-def _column_advice(columns: ColumnNames, likely: dict[str, str]) -> str:
-    if not likely:
-        return ""
-    return f"; map it in the job: dataset.columns: {_flow(_mapped_columns(columns) | likely)}"
-
-
-def _as_mapped(columns: ColumnNames) -> str:
+def _as_mapped(naming: Naming) -> str:
     """How the job reads the columns, where a reason speaks of them by llmforge's names."""
-    mapped = _mapped_columns(columns)
-    return f" (read by dataset.columns: {_flow(mapped)})" if mapped else ""
-
-
-def _mapped_columns(columns: ColumnNames) -> dict[str, str]:
-    return {name: column for name, column in columns.model_dump().items() if name != column}
-
-
-def _listed(row: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(row)) or "no column"
-
-
-def _flow(mapping: Mapping[str, str]) -> str:
-    """A mapping as YAML."""
-    words = [[word if word.isidentifier() else json.dumps(word) for word in pair] for pair in mapping.items()]
-    return f"{{{', '.join(f'{key}: {value}' for key, value in words)}}}"
+    mapped = mapped_columns(naming.columns)
+    return f" (read by dataset.columns: {flow(mapped)})" if mapped else ""

@@ -1,27 +1,29 @@
 """The part of the data stage that runs on any node: blocks of lines to tables of examples, by Ray Data.
 
-In: `LineBlock`s. Out: one Arrow table per block, in the order of the blocks, with the examples and the refused rows. It
-does not know what becomes of them.
+In: blocks of records. Out: one Arrow table per block, in the order of the blocks, with the examples and the refused
+rows. It does not know what becomes of them.
 """
 
-import json
 import logging
 import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Sequence
 from functools import lru_cache
+from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
 from llmforge.config.job import JobConfig
-from llmforge.dataset.encoders import TextEncoders
+from llmforge.dataset.encoders import TextEncoders, open_fast_encoders
+from llmforge.dataset.example import ExampleBatch
 from llmforge.dataset.row_encoder import EncodedRows, RowEncoder
 from llmforge.dataset.rows import parse_row
-from llmforge.dataset.sources import LineBlock, in_validation_fraction, read_lines
+from llmforge.dataset.sources import Block, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import DataError, LlmforgeError
 from llmforge.prompt.render import Task
@@ -37,10 +39,11 @@ EXAMPLE_SCHEMA = pa.schema(
         ("num_prompts", pa.int64()),
         ("straddled", pa.bool_()),
         ("ends_with_terminator", pa.bool_()),
+        ("digest", pa.binary()),
     ]
 )
-"""`reason`: why a row is refused. `weights`: of the loss at every position, as in `ExampleBatch`. The last three are
-those of `EncodedRows`."""
+"""`reason`: why a row is refused. `weights`: of the loss at every position, as in `ExampleBatch`. Then three that are
+those of `EncodedRows`. `digest`: of tokens and weights, where the job drops duplicates."""
 _FAILURE = pa.field("failure", pa.binary())
 """A column more on the way from a task: the `LlmforgeError` that ended it, pickled, in a row of its own."""
 
@@ -54,13 +57,14 @@ class BlockTokenizer:
     """Turns blocks of one job into tables; building it parses the tokenizer, so every process does that once."""
 
     def __init__(self, job_json: str, tokenizer_json: str, cache_folder: str, fast: bool = False) -> None:
+        """`fast`: tokenize by `fastokens`, where it knows this tokenizer."""
         self._job = JobConfig.model_validate_json(job_json)
-        self._encoder = job_encoder(
-            self._job, SegmentTokenizer(tokenizer_json, TextEncoders(tokenizer_json, fast=fast))
-        )
+        encoders = open_fast_encoders(tokenizer_json) if fast else None
+        known = encoders if isinstance(encoders, TextEncoders) else None
+        self._encoder = job_encoder(self._job, SegmentTokenizer(tokenizer_json, known))
         self._cache_folder = Path(cache_folder)
 
-    def table(self, block: LineBlock) -> pa.Table:
+    def table(self, block: Block) -> pa.Table:
         """All rows of a block: examples, and refused rows with their reason and no tokens."""
         lines, conversations, refused = [], [], []
         for line, text in read_lines(block, self._cache_folder):
@@ -72,11 +76,12 @@ class BlockTokenizer:
             lines.append(line)
         is_validation = [self._is_validation(block, line) for line in lines]
         encoded = self._encoder.encode(conversations)
-        return pa.concat_tables(
-            [_example_table(block.uri, lines, is_validation, encoded), _refused_table(block.uri, refused)]
-        )
+        table = _example_table(block.uri, lines, is_validation, encoded)
+        if self._job.dataset.deduplicate:
+            table = table.set_column(table.num_columns - 1, "digest", pa.array(_digests(encoded.examples)))
+        return pa.concat_tables([table, _refused_table(block.uri, refused)])
 
-    def _is_validation(self, block: LineBlock, line: int) -> bool:
+    def _is_validation(self, block: Block, line: int) -> bool:
         fraction = self._job.dataset.valid_fraction
         if block.is_validation or fraction is None:
             return block.is_validation
@@ -84,14 +89,14 @@ class BlockTokenizer:
 
 
 def tokenized_tables(
-    job: JobConfig, blocks: Sequence[LineBlock], tokenizer_json: str, cache_folder: Path, *, fast: bool
-) -> Iterator[pa.Table]:
-    """One table per block, in the order of the blocks; `fast` as in `TextEncoders`.
+    job: JobConfig, blocks: Sequence[Block], tokenizer_json: str, cache_folder: Path, *, fast: bool
+) -> Generator[pa.Table, None, None]:
+    """One table per block, in the order of the blocks; `fast` as in `BlockTokenizer`.
 
     Raises the `LlmforgeError` that a task raised.
     """
     _follow_level_of_ray()
-    items = [{"block": json.dumps(asdict(block))} for block in blocks]
+    items = [{"block": pickle.dumps(block)} for block in blocks]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.context.execution_options.preserve_order = True
     dataset.context.enable_progress_bars = False
@@ -119,7 +124,7 @@ def _tokenize_blocks(
 ) -> pa.Table:
     tokenizer = _block_tokenizer(job_json, tokenizer_json, cache_folder, fast)
     try:
-        table = pa.concat_tables([tokenizer.table(LineBlock(**json.loads(text))) for text in batch["block"]])
+        table = pa.concat_tables([tokenizer.table(pickle.loads(block)) for block in batch["block"]])
     except LlmforgeError as error:  # such as a node that cannot read the data
         # Ray Data would wrap an exception in one of its own, and lose it.
         return pa.Table.from_pylist([{_FAILURE.name: pickle.dumps(error)}], schema=EXAMPLE_SCHEMA.append(_FAILURE))
@@ -143,9 +148,22 @@ def _example_table(uri: str, lines: Sequence[int], is_validation: Sequence[bool]
             pa.array(encoded.num_prompts, pa.int64()),
             pa.array(encoded.straddled, pa.bool_()),
             pa.array(encoded.ends_with_terminator, pa.bool_()),
+            pa.nulls(len(lines), pa.binary()),
         ],
         schema=EXAMPLE_SCHEMA,
     )
+
+
+def _digests(examples: ExampleBatch) -> list[bytes]:
+    """What tells examples apart: the same tokens with the same loss are the same example."""
+    buffers = [values.view(np.uint8).data for values in (examples.input_ids, examples.weights)]
+    digests = []
+    for begin, end in pairwise((4 * examples.offsets).tolist()):
+        digest = blake2b(digest_size=16)
+        for buffer in buffers:  # of four bytes a token each, so both have the same length
+            digest.update(buffer[begin:end])
+        digests.append(digest.digest())
+    return digests
 
 
 def _refused_table(uri: str, refused: Sequence[tuple[int, str]]) -> pa.Table:

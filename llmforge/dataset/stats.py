@@ -4,6 +4,7 @@ Arithmetic on lengths and counts that are handed in; rows in = rows used + rows 
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ class LengthSummary(StrictModel):
     longest: int
 
 
+class HistogramBin(StrictModel):
+    """How many examples have a length from `shortest` to `longest`, both included."""
+
+    shortest: int
+    longest: int
+    count: int
+
+
 class SplitStats(StrictModel):
     """One split of a prepared dataset."""
 
@@ -30,6 +39,10 @@ class SplitStats(StrictModel):
     trained_tokens: int
     packing_efficiency: float
     """Share of `samples * context_length` that holds tokens."""
+    longest_sample: int | None = None
+    """Tokens of the longest sequence; None in datasets of before it was measured."""
+    most_trained: int | None = None
+    """Most trained tokens of one sequence; None in datasets of before it was measured."""
 
 
 class CheckTotals(StrictModel):
@@ -72,9 +85,14 @@ class DatasetStats(StrictModel):
     rows_used: int
     dropped: dict[str, int]
     """Reason to number of rows."""
+    truncated: int = 0
+    """Rows cut to the context length: their end, with the terminator of the last answer, is not trained."""
     checks: CheckTotals
     context_length: int
     lengths: LengthSummary
+    """Of all rows that can be trained on, also those that are too long."""
+    length_histogram: tuple[HistogramBin, ...] = ()
+    """Of the same rows."""
     train: SplitStats
     valid: SplitStats | None = None
 
@@ -83,10 +101,17 @@ class DatasetStats(StrictModel):
         """All rows that are not used."""
         return sum(self.dropped.values())
 
+    def total(self, what: Literal["examples", "samples", "tokens", "trained_tokens"]) -> int:
+        """A count of the training and the validation split together."""
+        splits = [self.train] if self.valid is None else [self.train, self.valid]
+        return sum(int(getattr(split, what)) for split in splits)
+
     def describe(self) -> str:
         """A few lines for the terminal."""
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
         lines = [f"rows: {self.rows_in} in, {self.rows_used} used, dropped: {dropped}"]
+        if self.truncated:
+            lines.append(f"truncated: {self.truncated} rows are cut to context_length, and their end is not trained")
         for name, split in (("train", self.train), ("valid", self.valid)):
             if split is not None:
                 lines.append(
@@ -107,3 +132,22 @@ def summarise_lengths(lengths: Sequence[int] | NDArray[np.int64]) -> LengthSumma
     """Shortest, median, 95th percentile (each a length that occurs) and longest of at least one length."""
     shortest, median, p95, longest = np.quantile(lengths, [0.0, 0.5, 0.95, 1.0], method="inverted_cdf")
     return LengthSummary(shortest=int(shortest), median=int(median), p95=int(p95), longest=int(longest))
+
+
+def length_histogram(lengths: Sequence[int] | NDArray[np.int64], num_bins: int = 24) -> tuple[HistogramBin, ...]:
+    """Counts of at least one length in at most `num_bins` bins, without the empty ones at both ends.
+
+    A power of two wide, as a default `context_length` is, so that it falls between two bins. They reach to the 99th
+    percentile; the last takes all that is longer, since one very long row would leave the rest a single bar.
+    """
+    values = np.asarray(lengths)
+    reach, longest = np.quantile(values, [0.99, 1.0], method="inverted_cdf").astype(np.int64)
+    width = 1 << max(0, int(-(-reach // num_bins) - 1).bit_length())
+    num_used = int(-(-reach // width))
+    counts = np.bincount(np.minimum((values - 1) // width, num_used - 1), minlength=num_used)
+    bins = [
+        HistogramBin(shortest=index * width + 1, longest=(index + 1) * width, count=int(count))
+        for index, count in enumerate(counts)
+    ]
+    bins[-1] = bins[-1].model_copy(update={"longest": max(bins[-1].longest, int(longest))})
+    return tuple(bins[int(np.flatnonzero(counts)[0]) :])

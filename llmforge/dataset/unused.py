@@ -10,6 +10,8 @@ MAX_PRINTED_ROWS = 20
 INVALID = "invalid"
 NO_TRAINED_TOKEN = "no trained token"
 TOO_LONG = "longer than context_length"
+DUPLICATE = "duplicate of an earlier row"
+NOTHING_LEFT = "no trained token within context_length"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Charts of a run as SVG text to be placed into an HTML page.
+"""Charts of a run and of its data as SVG text to be placed into an HTML page.
 
-In: metric records (see `meters.py`) in order of step. Out: `<svg>` elements whose colours are CSS variables
-(`--train`, `--eval`, `--text`, `--muted`, `--line`), so that one drawing serves a light and a dark
-page, and which refer to nothing outside themselves. It knows nothing of the page.
+In: metric records (see `meters.py`) in order of step, or counts of lengths. Out: `<svg>` elements whose colours are CSS
+variables (`--train`, `--eval`, `--text`, `--muted`, `--line`), so that one drawing serves a light and a dark page, and
+which refer to nothing outside themselves. It knows nothing of the page.
 """
 
 from __future__ import annotations
@@ -43,6 +43,15 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class LengthBin:
+    """How many examples have a length from `shortest` to `longest` tokens, both included."""
+
+    shortest: int
+    longest: int
+    count: int
+
+
+@dataclass(frozen=True)
 class _Line:
     """The values of one key over the steps at which they were recorded."""
 
@@ -70,6 +79,34 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
         if any(key in record for record in records):
             charts.append(Chart(title, _svg(_draw_quantity(key, unit), records, 360, 220)))
     return charts
+
+
+def draw_lengths(bins: Sequence[LengthBin], context_length: int) -> Chart:
+    """A histogram of at least one bin, with the context length marked; the last bin may be wider than the others."""
+    width = bins[0].longest - bins[0].shortest + 1
+
+    def draw(axes: Axes) -> None:
+        starts = np.array([bin.shortest - 1 for bin in bins], dtype=np.float64)
+        colors = [_VARIABLES["train" if bin.longest <= context_length else "eval"] for bin in bins]
+        axes.bar(starts, [bin.count for bin in bins], width=0.92 * width, align="edge", color=colors)
+        end = starts[-1] + width
+        if context_length <= 1.5 * end:  # else it would press the bars together
+            axes.axvline(context_length, color=_VARIABLES["text"], linewidth=1.2, linestyle="--")
+            is_left = context_length > 0.6 * max(end, context_length)
+            axes.annotate(
+                f"context length {context_length:,}",
+                (context_length, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(-5 if is_left else 5, 4),
+                textcoords="offset points",
+                ha="right" if is_left else "left",
+                color=_VARIABLES["muted"],
+            )
+            end = max(end, context_length)
+        margin = 0.02 * (end - starts[0])
+        axes.set_xlim(starts[0] - margin, end + margin)
+
+    return Chart("Lengths", _figure(draw, 360, 220), _figure(draw, 740, 280))
 
 
 def _draw_loss(axes: Axes, records: Sequence[Record]) -> None:
@@ -152,12 +189,19 @@ def _smoothed(line: _Line) -> _Line:
 
 
 def _svg(draw: Callable[[Axes, Sequence[Record]], None], records: Sequence[Record], width: int, height: int) -> str:
+    def draw_steps(axes: Axes) -> None:
+        draw(axes, records)
+        axes.set_xlim(*_step_range(records))  # the same for all charts, also where a line ends early
+
+    return _figure(draw_steps, width, height)
+
+
+def _figure(draw: Callable[[Axes], None], width: int, height: int) -> str:
     with _page_style():
         figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH), layout="tight")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        draw(axes, records)
-        axes.set_xlim(*_step_range(records))  # the same for all charts, also where a line ends early
+        draw(axes)
         axes.xaxis.set_major_locator(MaxNLocator(6 if width < 500 else 10, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))

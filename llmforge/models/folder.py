@@ -16,6 +16,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from llmforge.config.model import HubModel
+from llmforge.config.model_shape import ModelShape, read_model_shape
 from llmforge.errors import ModelError
 from llmforge.prompt.template_import import TokenizerTemplate
 
@@ -32,6 +33,8 @@ class ModelFacts:
     hidden_size: int | None
     num_parameters: int | None
     """From the headers of the weight files; None where these are not at hand."""
+    shape: ModelShape | None = None
+    """None for a family whose layers are not known."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def read_model_facts(folder: Path) -> ModelFacts:
         context_length=text_config.get("max_position_embeddings"),
         hidden_size=text_config.get("hidden_size"),
         num_parameters=_count_parameters(folder),
+        shape=read_model_shape(text_config),
     )
 
 

@@ -1,12 +1,14 @@
 """Single files that the user names, wherever they are: fetched to this machine once a version, and told apart.
 
 Local paths are used where they stand. An object of S3 is known by its address, ETag and size, so a changed one is
-fetched anew and never mixed up with the old. Safe for several processes of a machine at once.
+fetched anew and never mixed up with the old. What is made of a file, such as its text unpacked, is kept beside. Safe
+for several processes of a machine at once.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +17,10 @@ from llmforge.storage import files
 from llmforge.storage.s3 import ObjectFacts, S3Storage
 from llmforge.storage.types import NotFoundError
 from llmforge.storage.uri import is_s3, local_path, split_s3
+
+
+class ChangedError(StorageError):
+    """The file is no longer the version that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +46,101 @@ def fingerprint(uri: str) -> FileFingerprint:
         return FileFingerprint(uri, path.stat().st_size, f"sha256:{files.sha256_of(path)}")
 
 
-def fetch_to_cache(uri: str, cache_folder: Path) -> Path:
-    """A local path with the content of `uri`; a local one is given back as it is, whether it exists or not."""
+def file_version(uri: str) -> str:
+    """What changes with a file, without reading it: its size, and time of change or ETag. Raises `NotFoundError`."""
+    if is_s3(uri):
+        storage, key = _object(uri)
+        return _version_of(storage.describe(key))
+    path = local_path(uri)
+    with files.explained("read the file", path):
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            raise NotFoundError(f"{uri}: no such file. Check the path.") from error
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def version_bytes(version: str) -> int:
+    """Size of the file of a `file_version`."""
+    return int(version.partition(":")[0])
+
+
+def fetch_to_cache(uri: str, cache_folder: Path, version: str | None = None) -> Path:
+    """A local path with the content of `uri`; a local one is given back as it is, whether it exists or not.
+
+    With a `version` of `file_version`: with that content or none. An object whose version is in the cache is not asked
+    for again. Raises `ChangedError`, and `NotFoundError`.
+    """
     if not is_s3(uri):
+        if version is not None and file_version(uri) != version:
+            raise changed(uri)
         return local_path(uri)
     storage, key = _object(uri)
-    facts = storage.describe(key)
-    name = hashlib.sha256(f"{uri}\n{facts.etag}\n{facts.size_bytes}".encode()).hexdigest()[:32]
+    wanted = file_version(uri) if version is None else version
+    name = _cache_name(uri, wanted)
     target = cache_folder / name / PurePosixPath(key).name
     with files.explained("write the file", target):
-        if not _is_whole(target, facts):
+        if not _is_whole(target, wanted):
             with files.exclusive(cache_folder / f"{name}.lock"):
                 # Another process may have brought it while this one waited.
-                if not _is_whole(target, facts):
-                    _download(storage, key, facts, target)
+                if not _is_whole(target, wanted):
+                    _download(storage, key, wanted, target)
     return target
 
 
-def _download(storage: S3Storage, key: str, facts: ObjectFacts, target: Path) -> None:
+def make_in_cache(uri: str, version: str, name: str, cache_folder: Path, write: Callable[[Path], None]) -> Path:
+    """The file that `write` makes of one version of `uri`, made once on this machine.
+
+    `name` is its name, and tells it from others that are made of the same. Raises what `write` raises, and
+    `ChangedError` where the source changed meanwhile; then nothing is kept.
+    """
+    key = _cache_name(_place(uri), version, name)
+    target = cache_folder / key / name
+    with files.explained("write the file", target):
+        if not target.is_file():
+            with files.exclusive(cache_folder / f"{key}.lock"):
+                if not target.is_file():
+                    with files.atomic_target(target) as partial:
+                        write(partial)
+                        if not is_s3(uri) and file_version(uri) != version:
+                            raise changed(uri)
+    return target
+
+
+def changed(uri: str) -> ChangedError:
+    """The error of a file that is no longer what it was when it was first looked at."""
+    return ChangedError(f"{uri}: changed while it was read; start the job again once nobody writes it")
+
+
+def _download(storage: S3Storage, key: str, version: str, target: Path) -> None:
+    uri = f"{storage.root_uri}/{key}"
     with files.atomic_target(target) as partial:
+        if _version_of(storage.describe(key)) != version:
+            raise changed(uri)
         storage.download(key, partial)
-        if not _is_whole(partial, facts) or storage.describe(key) != facts:
-            raise StorageError(
-                f"{storage.root_uri}/{key}: changed while it was being read. Start again once nobody writes it."
-            )
+        if not _is_whole(partial, version) or _version_of(storage.describe(key)) != version:
+            raise changed(uri)
 
 
-def _is_whole(file: Path, facts: ObjectFacts) -> bool:
+def _version_of(facts: ObjectFacts) -> str:
+    return f"{facts.size_bytes}:{facts.etag}"
+
+
+def _place(uri: str) -> str:
+    """Where the file lies, and for a local one since when: its time of change can be set, that of its entry cannot."""
+    if is_s3(uri):
+        return uri
+    path = local_path(uri)
+    return f"{path}\n{path.stat().st_ctime_ns}"
+
+
+def _cache_name(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _is_whole(file: Path, version: str) -> bool:
     """Files in the cache get their name once they are whole, so the size only guards against tampering."""
-    return file.is_file() and file.stat().st_size == facts.size_bytes
+    return file.is_file() and file.stat().st_size == version_bytes(version)
 
 
 def _object(uri: str) -> tuple[S3Storage, str]:

@@ -153,15 +153,41 @@ def test_a_known_difference_is_said() -> None:
 def test_data_files(tmp_path: Path) -> None:
     Path("empty.jsonl").touch()
     Path("folder.jsonl").mkdir()
-    found = _problems(
-        f"valid_path:\n  - empty.jsonl\n  - folder.jsonl\n  - {tmp_path}/no.jsonl\n  - train.jsonl\n  - no.jsonl\n"
-    )
-    assert found == [
-        "job.yaml:4: valid_path[0]: empty.jsonl: the file is empty",
-        "job.yaml:5: valid_path[1]: folder.jsonl: found a folder, allowed is a file",
-        f"job.yaml:6: valid_path[2]: {tmp_path}/no.jsonl: no such file",
-        f"job.yaml:8: valid_path[4]: no.jsonl: no such file (looked for in {tmp_path})",
+    Path("rows.txt").write_text("row")
+    names = [
+        "empty.jsonl",
+        "folder.jsonl",
+        f"{tmp_path}/no.jsonl",
+        "train.jsonl",
+        "no.jsonl",
+        "*.csv",
+        "rows.t?t",
+        "rows",
     ]
+    found = _problems(f"valid_path: {json.dumps([*names, '*.jsonl'])}\n")
+    allowed = (
+        "allowed are .jsonl, .ndjson, .json, .csv, .tsv, .parquet, .arrow, .feather, and the text files among them"
+    )
+    where = f"(looked for in {tmp_path})"
+    below = "name files in folders below it by a glob, such as folder.jsonl/**/*.jsonl"
+    assert found == [
+        f"job.yaml:3: valid_path[{index}]: {problem}"
+        for index, problem in (
+            (0, "empty.jsonl: the file is empty"),
+            (1, f"folder.jsonl: no data file in this folder (found no file); {allowed} with .gz or .zst; {below}"),
+            (2, f"{tmp_path}/no.jsonl: no such file"),
+            (4, f"no.jsonl: no such file {where}"),
+            (5, f"*.csv: no file matches {where}; check the path, and that it is visible from this machine"),
+            (6, f"rows.t?t: matches rows.txt, which is not a data file; {allowed} with .gz or .zst; narrow the glob"),
+            (7, f"rows: no such file {where}"),
+            (8, "empty.jsonl: the file is empty"),
+        )
+    ]
+    Path("empty.jsonl").unlink()
+    assert (
+        load_checked_job("job.yaml", ["train_path='*.jsonl'", "valid_path=."], with_weights=False).train_path
+        == "*.jsonl"
+    )
 
 
 def test_an_override_is_named_as_such(tmp_path: Path) -> None:

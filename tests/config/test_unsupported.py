@@ -8,27 +8,26 @@ from pydantic import ValidationError
 from llmforge.config.job import JobConfig
 from tests.config.conftest import Load, Problems
 
-FILES = "allowed for now: local files and s3:// uris that end in .jsonl, listed one by one"
+FILES = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://"
 PLAIN = "allowed for now: files without settings of their own"
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"
+FORMATS = "auto, messages, sharegpt, instruction, prompt_completion, preference"
 REFUSED = {
     "task: classification": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
     "task: preference_tuning": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
     "preference_tuning_config: {}": "preference_tuning_config: not supported yet (remove it)",
     "classifier_config: {label_tokens: [a, b]}": "classifier_config: not supported yet (remove it)",
-    "valid_path: data/*.jsonl": f"valid_path: not supported yet ({FILES})",
-    "valid_path: a.parquet": f"valid_path: not supported yet ({FILES})",
+    "valid_path: data/*.txt": f"valid_path: not supported yet ({FILES})",
+    "valid_path: https://data.org/a.parquet": f"valid_path: not supported yet ({FILES})",
     "valid_path: [a.jsonl, hf://datasets/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
-    "valid_path: [{path: a.csv}]": f"valid_path[0].path: not supported yet ({FILES})",
+    "valid_path: [{path: a.TXT.gz}]": f"valid_path[0].path: not supported yet ({FILES})",
     "valid_path: [{path: a.jsonl, weight: 2}]": f"valid_path[0].weight: not supported yet ({PLAIN})",
     "valid_path: [{path: a.jsonl, columns: {role: from}}]": f"valid_path[0].columns: not supported yet ({PLAIN})",
     "valid_path: [{path: a.jsonl, format: text}]": (
         "valid_path[0].format: not supported yet (allowed for now: auto, messages)"
     ),
-    "dataset: {format: sharegpt}": "dataset.format: not supported yet (allowed for now: auto, messages)",
-    "dataset: {over_length: truncate}": "dataset.over_length: not supported yet (allowed for now: drop, error)",
-    "dataset: {deduplicate: true}": "dataset.deduplicate: not supported yet (remove it)",
+    "dataset: {format: segments}": f"dataset.format: not supported yet (allowed for now: {FORMATS})",
     "dataset: {load_kwargs: {}}": "dataset.load_kwargs: not supported yet (remove it)",
     "initial_base_model_ckpt_path: s3://b/m": (
         "initial_base_model_ckpt_path: not supported yet (copy the weights to a local folder)"
@@ -60,8 +59,9 @@ ACCEPTED = [
     "task: instruction_tuning",
     "task: causal_lm",
     "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: messages}]",
+    "valid_path: [data, s3://bucket/data/, s3://bucket/**/part-*.parquet, 'data/[ab].csv.zst', {path: a.json.gz}]",
     "dataset: {format: messages, valid_fraction: 0.1, on_invalid: drop, over_length: error, train_on: last_turn}",
-    "dataset: {shuffle: false, deduplicate: false}",
+    "dataset: {shuffle: false, deduplicate: true, over_length: truncate}",
     f"dataset: {{columns: {COLUMNS}, roles: {{human: user, gpt: assistant}}, min_trained_share: 0}}",
     f"generation_config: {{prompt_format: {PROMPT_FORMAT}}}",
     "initial_base_model_ckpt_path: models/base",
@@ -90,8 +90,8 @@ def test_accepted(load: Load, text: str) -> None:
 
 
 def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
-    assert problems("dataset:\n  format: sharegpt\n  valid_fractoin: 0.1\n") == [
-        "job.yaml:4: dataset.format: not supported yet (allowed for now: auto, messages)",
+    assert problems("dataset:\n  format: segments\n  valid_fractoin: 0.1\n") == [
+        f"job.yaml:4: dataset.format: not supported yet (allowed for now: {FORMATS})",
         "job.yaml:5: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
     ]
 

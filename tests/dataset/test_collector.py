@@ -13,7 +13,7 @@ from llmforge.dataset.collector import Collected, ExampleCollector, Examples
 from llmforge.dataset.shards import Split
 from llmforge.dataset.stage import EXAMPLE_SCHEMA
 from llmforge.dataset.stats import CheckTotals
-from llmforge.dataset.unused import NO_TRAINED_TOKEN, UnusedRow
+from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
@@ -78,6 +78,24 @@ def test_weights_come_back_where_there_are_some(tmp_path: Path) -> None:
     assert first.weights is not None
     assert first.weights.tolist() == [0.0, 0.5, 2.0]
     assert second.weights is None
+
+
+def test_duplicates_are_left_out_wherever_they_occur(tmp_path: Path) -> None:
+    def row(line: int, digest: bytes, *, valid: bool = False) -> dict[str, Any]:
+        return good(line, [line, 1], valid=valid) | {"digest": digest}
+
+    collected = collect(
+        tmp_path,
+        ["train", "valid"],
+        table(row(1, b"a"), row(2, b"b"), row(3, b"a")),
+        table(row(4, b"b"), row(5, b"c"), row(6, b"a", valid=True), row(7, b"d", valid=True)),
+    )
+    assert [row.line for row in collected.unused.rows] == [3, 4, 6]
+    assert {row.reason for row in collected.unused.rows} == {DUPLICATE}
+    assert collected.checks.rows == 4
+    train, valid = (Examples(collected.folders[split]) for split in ("train", "valid"))
+    assert [line for _, line in train.places(np.arange(3))] == [1, 2, 5]
+    assert [line for _, line in valid.places(np.arange(1))] == [7]
 
 
 def test_without_validation_there_is_one_split(tmp_path: Path) -> None:

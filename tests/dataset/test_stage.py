@@ -96,6 +96,18 @@ def test_a_row_that_fails_a_check_is_refused_with_its_reason(tmp_path: Path) -> 
     assert second["reason"] is None
 
 
+def test_digests_tell_examples_apart(tmp_path: Path) -> None:
+    other = [ROW[0], {**ROW[1], "content": "bye"}]
+    weighted = [ROW[0], {**ROW[1], "weight": 0}, *ROW[:2]]
+    spaced = [{**message, "content": f" {message['content']}"} for message in ROW]
+    rows = (ROW, other, weighted, spaced)
+    path = write(tmp_path / "rows.jsonl", *(json.dumps({"messages": row}) for row in rows))
+    first, second, third, fourth = (row["digest"] for row in table_rows(make_job(dataset={"deduplicate": True}), path))
+    assert len({first, second, third}) == 3
+    assert fourth == first  # the format strips contents
+    assert {row["digest"] for row in table_rows(make_job(), path)} == {None}
+
+
 def test_held_out_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", *[json.dumps({"messages": ROW})] * 30)
     job = make_job(dataset={"valid_fraction": 0.3}, seed=5)

@@ -43,7 +43,9 @@ def refusal(call: Callable[[], object]) -> str:
 @pytest.mark.parametrize("name", ["stories260K-hf", "stories260K-mistral-hf"])
 def test_facts_of_a_real_model(name: str, material: Path) -> None:
     folder = material / "models" / name
-    assert read_model_facts(folder) == ModelFacts(context_length=512, hidden_size=64, num_parameters=260_032)
+    facts = read_model_facts(folder)
+    assert (facts.context_length, facts.hidden_size, facts.num_parameters) == (512, 64, 260_032)
+    assert facts.shape is not None and facts.shape.num_parameters == 260_032
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) == 260_032
 
