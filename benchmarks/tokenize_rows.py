@@ -33,7 +33,7 @@ from llmforge.dataset.rows import parse_row
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import DataError
 from llmforge.prompt.chat_template import chat_template
-from llmforge.prompt.messages import Conversation
+from llmforge.prompt.document import TrainingRow, texts_of
 
 TURN_END = "<|eot_id|>"
 ROWS_PER_BLOCK = 2000
@@ -85,13 +85,13 @@ def own_ways(folder: Path, lines: Sequence[bytes], prompt_format: PromptFormat) 
     """The bare encoders, and ours over them."""
     tokenizer_json = (folder / "tokenizer.json").read_text(encoding="utf-8")
     slow, fast = (row_encoder(tokenizer_json, prompt_format, fast=fast) for fast in (False, True))
-    conversations = parse(lines, prompt_format)
-    texts = ["".join(segment.text for segment in slow.segments(conversation)) for conversation in conversations]
+    rows = parse(lines, prompt_format)
+    texts = ["".join(segment.text for segment in slow.segments(row)) for row in rows]
     bare, bare_fast = Tokenizer.from_str(tokenizer_json), TextEncoders(tokenizer_json, fast=True)
-    contents = [message.content for conversation in conversations for message in conversation.messages]
+    contents = [text for row in rows for text in texts_of(row)]
     proven = prove_fast_encoders(TextEncoders(tokenizer_json), tokenizer_json, contents[:500])
     assert isinstance(proven, TextEncoders), proven
-    fast.encode(conversations[:100])
+    fast.encode(rows[:100])
     return [
         Contender(
             "bare tokenizers, encode_batch_fast on rendered texts",
@@ -124,15 +124,15 @@ def in_blocks(encoder: RowEncoder, lines: Sequence[bytes], prompt_format: Prompt
     return sum(len(encoder.encode(parse(block, prompt_format)).examples.labels) for block in blocks)
 
 
-def parse(lines: Sequence[bytes], prompt_format: PromptFormat) -> list[Conversation]:
+def parse(lines: Sequence[bytes], prompt_format: PromptFormat) -> list[TrainingRow]:
     """The rows that can be trained on."""
-    conversations = []
+    rows = []
     for line in lines:
         try:
-            conversations.append(parse_row(line, prompt_format))
+            rows.append(parse_row(line, prompt_format))
         except DataError:
             continue
-    return conversations
+    return rows
 
 
 def other_programs(folder: Path, lines: Sequence[bytes], prompt_format: PromptFormat) -> list[Contender]:

@@ -44,6 +44,7 @@ MODEL_COMMANDS = (
 )
 """Modules of `cli` behind commands that need a tokenizer or a model, so that they may import what they like."""
 HEAVY = (
+    "datasets",
     "deepspeed",
     "huggingface_hub",
     "jinja2",

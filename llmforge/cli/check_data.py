@@ -15,14 +15,23 @@ from pathlib import Path
 from llmforge.cli.data_stage import PreparedJob, prepare_data
 from llmforge.cli.html_file import check_html_file, write_html_file
 from llmforge.cli.memory import plan_memory
-from llmforge.cli.validate import describe_job, format_origin, format_warnings, load_checked_job
+from llmforge.cli.validate import (
+    describe_job,
+    format_origin,
+    format_warnings,
+    load_checked_job,
+    validation_origin,
+)
+from llmforge.config.accelerators import find_accelerator, named_accelerator
+from llmforge.config.compute_plan import Speed, estimate_speed
 from llmforge.config.job import JobConfig
-from llmforge.config.resolve import global_batch_size, steps_per_epoch
-from llmforge.dataset.stats import DatasetStats
-from llmforge.metrics.charts import LengthBin
-from llmforge.metrics.data_page import DataPage, Lengths, RowCount, SplitLine, data_lines, write_data_page
+from llmforge.config.sizing import global_batch_size, steps_per_epoch
+from llmforge.dataset.facts import data_facts
+from llmforge.dataset.stats import DatasetStats, SplitStats
+from llmforge.metrics.data_page import DataPage, data_lines, write_data_page
 from llmforge.metrics.meters import duration_text
-from llmforge.metrics.summary import Tile, count_text
+from llmforge.metrics.summary import Tile, bytes_text, count_text
+from llmforge.models.folder import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ def run_check_data(
     submitted = load_checked_job(str(job_file), overrides)
     done = prepare_data(submitted)
     page = _page(submitted, job_file, done, assumptions)
-    summary = describe_job(submitted, str(job_file), done.local.job.prompt_format, done.local.special_tokens)
+    summary = describe_job(submitted, str(job_file), done.local.job.prompt_format, done.local.special_tokens, done.job)
     lines = [summary, done.prepared.stats.describe(), *data_lines(page)]
     if html_file is not None:
         write_html_file(html_file, partial(write_data_page, page=page))
@@ -59,8 +68,8 @@ def run_check_data(
 def _page(submitted: JobConfig, job_file: Path, done: PreparedJob, assumptions: Assumptions) -> DataPage:
     job, stats = done.job, done.prepared.stats
     method = "all weights" if job.lora_config is None else f"LoRA, r = {job.lora_config.r}"
-    memory = plan_memory(done.local.model, job, stats, assumptions.device_memory_gib)
-    expected = _expected(job, stats, assumptions)
+    model = done.local.model.facts
+    memory = plan_memory(model, job, stats.train, assumptions.device_memory_gib)
     return DataPage(
         title=f"{job_file}: its data before training",
         facts={
@@ -68,25 +77,17 @@ def _page(submitted: JobConfig, job_file: Path, done: PreparedJob, assumptions: 
             "prompt format": format_origin(submitted, is_known=True),
             "method": f"{method}, {job.precision}, {job.num_devices} x {job.accelerator}",
             "train data": ", ".join(source.path for source in job.train_sources),
-            "valid data": ", ".join(source.path for source in job.valid_sources) or "none of its own",
+            "valid data": validation_origin(job),
             "prepared in": done.uri,
         },
         warnings=format_warnings(submitted, done.local.job.prompt_format, done.local.special_tokens),
         tiles=[
             *_tiles(job, stats),
-            *([Tile("Memory", f"{memory.plan.total_bytes / 2**30:.1f} GiB", "of each device")] if memory.plan else []),
+            *([Tile("Memory", bytes_text(memory.plan.total_bytes), "of each device")] if memory.plan else []),
         ],
-        rows=_rows(stats),
-        num_dropped=stats.rows_dropped,
-        dropped_file=f"{done.uri}/dropped.jsonl",
-        splits=[
-            SplitLine(name, split.examples, split.samples, split.tokens, split.trained_tokens, split.packing_efficiency)
-            for name, split in (("training", stats.train), ("validation", stats.valid))
-            if split is not None
-        ],
-        lengths=_lengths(stats),
+        data=data_facts(stats, done.uri),
         memory=memory,
-        expected=expected,
+        expected=_expected(job, model, stats, assumptions),
     )
 
 
@@ -100,46 +101,43 @@ def _tiles(job: JobConfig, stats: DatasetStats) -> list[Tile]:
     ]
 
 
-def _rows(stats: DatasetStats) -> list[RowCount]:
-    counts = {"in": stats.rows_in, "used": stats.rows_used}
-    counts |= {f"dropped: {reason}": count for reason, count in stats.dropped.items()}
-    rows = [RowCount(what, count, count / stats.rows_in) for what, count in counts.items()]
-    if stats.truncated:
-        cut = RowCount("used, but cut to the context length", stats.truncated, stats.truncated / stats.rows_in)
-        rows.insert(2, cut)
-    return rows
-
-
-def _lengths(stats: DatasetStats) -> Lengths:
-    lengths = stats.lengths
-    return Lengths(
-        f"Median {lengths.median:,}, 95 % up to {lengths.p95:,}, longest {lengths.longest:,}; "
-        f"context_length is {stats.context_length:,}.",
-        [LengthBin(found.shortest, found.longest, found.count) for found in stats.length_histogram],
-        stats.context_length,
-    )
-
-
-def _expected(job: JobConfig, stats: DatasetStats, assumptions: Assumptions) -> dict[str, str]:
+def _expected(job: JobConfig, model: ModelFacts, stats: DatasetStats, assumptions: Assumptions) -> dict[str, str]:
+    """Steps, tokens, time and cost in words."""
     an_epoch = steps_per_epoch(job, stats.train.samples)
-    max_steps = job.max_steps or 0
-    num_tokens = round(stats.train.tokens * max_steps / an_epoch)
+    assert job.max_steps is not None
+    num_tokens = round(stats.train.tokens * job.max_steps / an_epoch)
     expected = {
-        "steps": f"{max_steps}, {an_epoch} an epoch, up to {global_batch_size(job)} sequences each",
+        "steps": f"{job.max_steps:,}, {an_epoch:,} an epoch, up to {global_batch_size(job):,} sequences each",
         "tokens": f"{stats.train.tokens:,} an epoch, {num_tokens:,} in all steps",
     }
-    if assumptions.tokens_per_second is None:
-        unknown = "not known; give --tokens-per-second, which is train/tokens_per_second in the metrics of a run"
-        return expected | {"time": unknown}
-    seconds = num_tokens / assumptions.tokens_per_second
+    speed = _speed(job, model, stats.train, assumptions)
+    price = assumptions.price_per_device_hour
+    if isinstance(speed, str):
+        return expected | {"time": speed} | ({} if price is None else {"cost": "not known, as the time is not"})
+    seconds = num_tokens / speed.tokens_per_second
     expected["time"] = (
-        f"about {duration_text(seconds)}: {num_tokens:,} tokens at {assumptions.tokens_per_second:,g} a second of all "
-        "devices, as given; without start, evaluation and checkpoints"
+        f"about {duration_text(seconds)} of steps, without start, evaluation and checkpoints: {num_tokens:,} tokens at "
+        f"{speed.tokens_per_second:,.0f} a second, {speed.formula}"
     )
-    if assumptions.price_per_device_hour is not None:
+    if price is not None:
         hours = seconds / 3600 * job.num_devices
-        price = assumptions.price_per_device_hour
-        expected["cost"] = (
-            f"about {hours * price:,.2f}: {hours:,.2f} device hours ({job.num_devices} devices) at {price:g} each"
-        )
+        devices = f"{job.num_devices} device{'s' if job.num_devices > 1 else ''}"
+        expected["cost"] = f"about {hours * price:,.2f}: {hours:,.2f} device hours of {devices} at {price:g} each"
     return expected
+
+
+def _speed(job: JobConfig, model: ModelFacts, train: SplitStats, assumptions: Assumptions) -> Speed | str:
+    """As given, else by the accelerator that the job names; or why nobody can say."""
+    if assumptions.tokens_per_second is not None:
+        return Speed(assumptions.tokens_per_second, "of all devices, as given")
+    measure = "give --tokens-per-second, which is train/tokens_per_second in the metrics of a run"
+    name = named_accelerator(job.worker_resources, job.trainer_resources)
+    accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
+    if name is None:
+        return f"not known; {measure}, or name the accelerator in worker_resources, such as accelerator_type:A10G"
+    if accelerator is None or accelerator.peak_tflops is None:
+        return f"not known: the peak of {name} is not known here; {measure}"
+    speed = estimate_speed(job, model.sizes, accelerator, train.tokens / train.samples)
+    if speed is None:
+        return f"not known: an estimate needs the sizes of the model, and 16 bits; {measure}"
+    return Speed(speed.tokens_per_second, f"an estimate: {speed.formula}")

@@ -1,7 +1,8 @@
 """The data stage of a job on one machine, without its model's weights: what `prepare` and `validate --data` share.
 
 In: a checked job. Out: the prepared dataset below `output_dir`, where training finds it, and the job with its measured
-numbers. It runs on a Ray of this machine or the one that RAY_ADDRESS names, and imports no torch.
+numbers. It runs on a Ray of this machine or the one that RAY_ADDRESS names, and imports no torch. Where the dataset is
+there already, no Ray is imported or started.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from llmforge.cli.local_job import LocalJob, resolve_locally
 from llmforge.cli.places import cache_folder
 from llmforge.cli.train import DisplayHandler
 from llmforge.config.job import JobConfig
-from llmforge.config.resolve import size_job
-from llmforge.dataset.pipeline import PreparedDataset, prepare
+from llmforge.config.sizing import size_job
+from llmforge.dataset.job_sources import list_sources
+from llmforge.dataset.prepared import PreparedDataset, content_hash, find_prepared
+from llmforge.dataset.tokenize import TokenizerText
 from llmforge.metrics.progress import ProgressDisplay
-from llmforge.storage.base import check_writable, join_uri, open_storage
-from llmforge.train.cluster import start_ray
+from llmforge.storage.base import Storage, check_writable, join_uri, open_storage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,22 +44,39 @@ def prepare_data(submitted: JobConfig) -> PreparedJob:
     """Run the data stage, or find its result; shows its progress on stderr. Raises `LlmforgeError`."""
     with ProgressDisplay() as display:
         logging.getLogger("llmforge").handlers = [DisplayHandler(display)]
+        if submitted.accelerator == "auto":
+            logger.info("accelerator: auto; planned as for GPUs, training looks whether there are any")
         local = resolve_locally(submitted)
-        job, context_length = local.job, local.model.facts.context_length
-        storage = open_storage(job.output_dir)
-        check_writable(storage)
-        display.phase("starting Ray")
-        start_ray(verbose=False)
-        display.phase("preparing data")
-        started = time.perf_counter()
-        prepared = prepare(
-            job,
-            local.model.tokenizer_json,
-            storage,
-            cache_folder(),
-            model_context_length=context_length,
-            progress=display.data,
-        )
-        seconds = time.perf_counter() - started
-        sized = size_job(job, prepared.sizes(context_length))
+        storage = open_storage(local.job.output_dir)
+        prepared, seconds = _find_or_prepare(local, storage, display)
+        facts = local.model.facts
+        sized = size_job(local.job, prepared.sizes(facts.context_length), facts.sizes)
     return PreparedJob(local, sized, prepared, join_uri(storage.root_uri, prepared.prefix), seconds)
+
+
+def _find_or_prepare(local: LocalJob, storage: Storage, display: ProgressDisplay) -> tuple[PreparedDataset, float]:
+    """(the dataset, the seconds that it took)."""
+    job, context_length = local.job, local.model.facts.context_length
+    tokenizer = TokenizerText(local.model.tokenizer_json, local.model.eos_token)
+    display.phase("looking for prepared data")
+    started = time.perf_counter()
+    found = find_prepared(storage, content_hash(job, list_sources(job), tokenizer, context_length))
+    if found is not None:
+        return found, time.perf_counter() - started
+    check_writable(storage)
+    display.phase("starting Ray")
+    from llmforge.dataset.pipeline import prepare
+    from llmforge.train.cluster import start_ray
+
+    start_ray(verbose=False)
+    display.phase("preparing data")
+    started = time.perf_counter()
+    prepared = prepare(
+        job,
+        tokenizer,
+        storage,
+        cache_folder(),
+        model_context_length=context_length,
+        progress=display.data,
+    )
+    return prepared, time.perf_counter() - started

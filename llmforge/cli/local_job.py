@@ -39,8 +39,7 @@ def resolve_locally(job: JobConfig) -> LocalJob:
         has_gpu=job.accelerator != "cpu",
         started_at=datetime.now(),
         model_context_length=model.facts.context_length,
-        num_parameters=model.facts.num_parameters,
-        hidden_size=model.facts.hidden_size,
+        model=model.facts.sizes,
     )
     job = with_imported_format(read_deepspeed(job), model.template, cache_folder())
     return LocalJob(resolve_job(job, facts), model)

@@ -65,8 +65,6 @@ def validate(
     for name, value in {"--html": html, **assumed}.items():
         if value is not None and not data:
             raise ConfigError(f"found {name} without --data; add --data: only the data can say it")
-    if price_per_device_hour is not None and tokens_per_second is None:
-        raise ConfigError("found --price-per-device-hour without --tokens-per-second; the cost follows from both")
     if data:
         from llmforge.cli.check_data import Assumptions, run_check_data
 

@@ -46,4 +46,4 @@ def _json_object(done: PreparedJob) -> dict[str, object]:
 
 def _text(done: PreparedJob) -> str:
     how = "found" if done.prepared.was_cached else "prepared"
-    return f"{done.prepared.stats.describe()}\n{how} in {done.seconds:.1f} s: {done.uri}"
+    return f"{done.prepared.stats.describe()}\n{how} in {done.seconds:.2f} s: {done.uri}"

@@ -51,7 +51,7 @@ def run_preview(
     with _without_notices(logging.getLogger("llmforge.config.resolve")):  # on how this machine would train
         local = resolve_locally(submitted)
     warnings = format_warnings(submitted, local.job.prompt_format, local.special_tokens)
-    found = preview_rows(local.job, local.model.tokenizer_json, cache_folder())
+    found = preview_rows(local.job, local.model.tokenizer_json, cache_folder(), local.model.eos_token)
     rows = _unless_all_refused(islice(found, num_rows))
     if as_json:
         for warning in warnings:
@@ -145,7 +145,7 @@ def _page_row(row: PreviewRow, local: LocalJob) -> PageRow | RefusedRow:
 
 
 def _turns(encoded: EncodedRow) -> list[PageTurn]:
-    turns = [PageTurn(turn.role, turn.num_tokens, turn.num_trained_tokens) for turn in encoded.turns]
+    turns = [PageTurn(turn.name, turn.num_tokens, turn.num_trained_tokens) for turn in encoded.turns]
     around = PageTurn(
         "around them",
         len(encoded.example.input_ids) - sum(turn.num_tokens for turn in turns),
@@ -161,10 +161,13 @@ def _notes(encoded: EncodedRow, local: LocalJob) -> Iterator[str]:
         limit, name = local.model.facts.context_length, "the model's longest sequence"
     if limit is not None and num_tokens > limit:
         rule = f"dataset.over_length ({job.dataset.over_length}) says what happens to it"
+        if encoded.is_windowed:
+            rule = "it is cut into windows of that length"
         yield f"the row has {num_tokens:,} tokens, {name} is {limit:,}: {rule}"
     if encoded.example.num_trained_tokens == 0:
         yield "no token of the row is trained, so it is left out of the training"
     texts = [piece.text for piece in encoded.pieces if not piece.is_control]
     spelled = [token for token in sorted(local.special_tokens) if any(token in text for text in texts)]
     if spelled:
-        yield f"a message spells out {', '.join(spelled)}: that stays text, and no control token is made of it"
+        what = "the text" if encoded.is_windowed else "a message"
+        yield f"{what} spells out {', '.join(spelled)}: that stays text, and no control token is made of it"

@@ -71,22 +71,23 @@ def describe_job(
     path: str,
     prompt_format: PromptFormat | None = None,
     special_tokens: frozenset[str] | None = None,
+    sized: JobConfig | None = None,
 ) -> str:
     """A few lines that say what a job would do; what is measured later says so.
 
-    `prompt_format` is that of the job once it is resolved, `special_tokens` are those of its tokenizer; None where they
-    are not known yet.
+    `prompt_format` is that of the job once it is resolved, `special_tokens` are those of its tokenizer, `sized` is the
+    job with its measured numbers; None where they are not known yet.
     """
     lora = job.lora_config
-    length = job.context_length or "measured from the data"
-    steps = job.max_steps or (f"{job.num_epochs} epochs" if job.num_epochs else "measured from the data")
+    length = (sized or job).context_length or "measured from the data"
+    steps = (sized or job).max_steps or (f"{job.num_epochs} epochs" if job.num_epochs else "measured from the data")
     lines = [
         f"{path}: a valid job",
         f"  model          {job.model_id}",
         f"  prompt format  {format_origin(job, is_known=prompt_format is not None)}",
         f"  method         {f'LoRA, r = {lora.r}, alpha = {lora.lora_alpha}' if lora else 'all weights'}",
         f"  train data     {', '.join(source.path for source in job.train_sources)}",
-        f"  valid data     {', '.join(source.path for source in job.valid_sources) or _held_out(job)}",
+        f"  valid data     {validation_origin(job)}",
         f"  context        {length}",
         f"  steps          {steps}",
         f"  devices        {job.num_devices} ({job.accelerator})",
@@ -122,7 +123,10 @@ def _own_format(job: JobConfig) -> PromptFormat | None:
     return None if job.generation_config is None else job.generation_config.prompt_format
 
 
-def _held_out(job: JobConfig) -> str:
+def validation_origin(job: JobConfig) -> str:
+    """Where the validation rows of a job come from."""
+    if job.valid_sources:
+        return ", ".join(source.path for source in job.valid_sources)
     share = job.dataset.valid_fraction
     return "none" if share is None else f"{share:.0%} of the train data"
 

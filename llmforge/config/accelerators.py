@@ -1,38 +1,60 @@
-"""How much memory accelerators have, by the names that Ray gives them.
+"""What accelerators can do, by the names that Ray gives them.
 
-A job names one in `worker_resources` or `trainer_resources`, as `accelerator_type:A10G`.
+A job names one in `worker_resources` or `trainer_resources`, as `accelerator_type:A10G`. The numbers are those of the
+makers' data sheets; of what is sold in more than one form, those of the smallest and of the slowest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 RESOURCE_PREFIX = "accelerator_type:"
-MEMORY_GIB: dict[str, float] = {
-    "P4": 8,
-    "K80": 12,
-    "P100": 16,
-    "T4": 16,
-    "V100": 16,
-    "A10G": 24,
-    "L4": 24,
-    "A100": 40,
-    "A100-40G": 40,
-    "A100-80G": 80,
-    "L40S": 48,
-    "H100": 80,
-    "H20": 96,
-    "RTX-PRO-6000": 96,
-    "H200": 141,
-    "B200": 180,
-    "AMD-Instinct-MI250X": 128,
-    "AMD-Instinct-MI300X-OAM": 192,
-    "AMD-Instinct-MI325X-OAM": 256,
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One device, as Ray counts them."""
+
+    name: str
+    memory_gib: float
+    peak_tflops: float | None = None
+    """Dense matrix products a second in bf16, or in fp16 on devices of before bf16, in 10^12 operations; None where the
+    data sheet gives none."""
+
+
+ACCELERATORS = {
+    accelerator.name: accelerator
+    for accelerator in (
+        Accelerator("P4", 8),
+        Accelerator("K80", 12),
+        Accelerator("P100", 16, 18.7),
+        Accelerator("T4", 16, 65),
+        Accelerator("V100", 16, 112),
+        Accelerator("A10G", 24, 70),
+        Accelerator("L4", 24, 121),
+        Accelerator("A100", 40, 312),
+        Accelerator("A100-40G", 40, 312),
+        Accelerator("A100-80G", 80, 312),
+        Accelerator("L40S", 48, 362),
+        Accelerator("H100", 80, 756),
+        Accelerator("H20", 96, 148),
+        Accelerator("RTX-PRO-6000", 96),
+        Accelerator("H200", 141, 835),
+        Accelerator("B200", 180, 2250),
+        Accelerator("AMD-Instinct-MI250X", 64, 191.5),  # a card of 128 GiB is two devices
+        Accelerator("AMD-Instinct-MI300X-OAM", 192, 1307),
+        Accelerator("AMD-Instinct-MI325X-OAM", 256, 1307),
+    )
 }
-"""By the data sheets of the makers; of what is sold with more than one size, the smallest."""
 
 
-def find_accelerator(resources: Iterable[str]) -> str | None:
-    """The name of the accelerator among the names of Ray resources; None where there is none."""
-    found = (name.removeprefix(RESOURCE_PREFIX) for name in resources if name.startswith(RESOURCE_PREFIX))
-    return next(found, None)
+def named_accelerator(*resources: Mapping[str, float] | None) -> str | None:
+    """The name of the accelerator among Ray resources, known here or not; None where they name none."""
+    names = (name for mapping in resources for name in mapping or ())
+    return next((name.removeprefix(RESOURCE_PREFIX) for name in names if name.startswith(RESOURCE_PREFIX)), None)
+
+
+def find_accelerator(*resources: Mapping[str, float] | None) -> Accelerator | None:
+    """The accelerator that Ray resources name; None where they name none that is known here."""
+    return ACCELERATORS.get(named_accelerator(*resources) or "")

@@ -14,6 +14,7 @@ from llmforge.config.base import FreeValue, StrictModel
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "text", "preference", "segments"
 ]
+MixtureStrategy = Literal["all_exhausted", "first_exhausted"]
 Uri = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 ColumnName = Annotated[str, Field(min_length=1)]
@@ -26,6 +27,7 @@ _READ_TOGETHER = (
     ("instruction", "input", "output", "system", "history"),
     ("prompt", "completion", "system"),
     ("prompt", "chosen", "rejected"),
+    ("text", "weight", "train"),
 )
 
 
@@ -39,9 +41,9 @@ class ColumnNames(StrictModel):
     content: ColumnName = "content"
     """Column of a message with its text, such as `value`."""
     weight: ColumnName = "weight"
-    """Column of a message with the factor of its loss; messages without it count fully."""
+    """Column of a message or segment with the factor of its loss; messages without it count fully."""
     train: ColumnName = "train"
-    """Column of a message that says whether it is trained; messages without it are."""
+    """Column of a message or segment that says whether it is trained; messages without it are."""
     instruction: ColumnName | None = None
     """What is asked. Default: `instruction`, `question` or `query`."""
     input: ColumnName | None = None
@@ -62,7 +64,9 @@ class ColumnNames(StrictModel):
     rejected: ColumnName | None = None
     """The worse answer, as `chosen`. Default: `rejected` or `rejected_messages`."""
     text: ColumnName | None = None
-    """Plain text. Default: `text`."""
+    """Plain text, or that of a segment. Default: `text`."""
+    segments: ColumnName | None = None
+    """Pieces of rendered text: a list of {text, train}. Default: `segments`."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> ColumnNames:
@@ -86,7 +90,8 @@ class DataSource(StrictModel):
     path: Uri
     """Local path or `s3://` uri."""
     weight: Annotated[float, Field(gt=0)] | None = None
-    """Share of this source in the mixture, relative to the other weights. Default: its number of rows."""
+    """Share of this source in the rows of an epoch, relative to the other weights. Default: its number of rows. What is
+    repeated or left out for it: `dataset.mixture`. Training data only."""
     format: RowFormat | None = None
     """Format of its rows. Default: `dataset.format`."""
     columns: ColumnNames | None = None
@@ -130,6 +135,9 @@ class DatasetConfig(StrictModel):
     """Which assistant turns of a conversation carry loss."""
     min_trained_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Warn where a smaller share of the tokens of the data carries loss; 0 turns the warning off."""
+    mixture: MixtureStrategy = "all_exhausted"
+    """With weights of sources: repeat rows until all of every source are used, or leave out rows so that none is
+    repeated, as the `stopping_strategy` of `datasets.interleave_datasets` has it."""
     deduplicate: bool = False
     """Drop conversations that occurred before."""
     shuffle: bool = True

@@ -40,7 +40,7 @@ _BUCKETS: tuple[KeyPath, ...] = (
 
 def deepspeed_config_of(job: JobConfig, hidden_size: int) -> dict[str, Any]:
     """`build_deepspeed_config` with the numbers of a resolved job; `hidden_size` is that of its model."""
-    assert job.train_batch_size_per_device is not None and not isinstance(job.deepspeed, DeepSpeedFile)
+    assert not isinstance(job.deepspeed, DeepSpeedFile)
     return build_deepspeed_config(
         job.deepspeed,
         zero_stage=zero_stage_of(job.deepspeed or {}),
@@ -57,7 +57,7 @@ def build_deepspeed_config(
     user: Mapping[str, Any] | None,
     *,
     zero_stage: int,
-    micro_batch_size: int,
+    micro_batch_size: int | None,
     gradient_accumulation_steps: int,
     num_workers: int,
     precision: str,
@@ -66,22 +66,25 @@ def build_deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration for `deepspeed.initialize`: the user's, completed with the job's numbers.
 
-    `precision` is `bf16`, `fp16` or `fp32`; no limit on the gradient norm is DeepSpeed's 0. Raises ConfigError with
+    `precision` is `bf16`, `fp16` or `fp32`; no limit on the gradient norm is DeepSpeed's 0; `micro_batch_size` is None
+    where it is not chosen yet, then the configuration says nothing of batches. Raises ConfigError with
     every contradiction between the user's numbers and the job's, and every `auto` that has no meaning.
     """
     config: dict[str, Any] = deepcopy(dict(user or {}))
     problems = find_deepspeed_problems(config)
     if problems:
         raise ConfigError.from_problems(Problem(p.message, f"deepspeed.{path_text(p.path)}") for p in problems)
-    required: dict[KeyPath, Any] = {
+    sequences = None if micro_batch_size is None else micro_batch_size * gradient_accumulation_steps * num_workers
+    known: dict[KeyPath, Any] = {
         ("train_micro_batch_size_per_gpu",): micro_batch_size,
         ("gradient_accumulation_steps",): gradient_accumulation_steps,
-        ("train_batch_size",): micro_batch_size * gradient_accumulation_steps * num_workers,
+        ("train_batch_size",): sequences,
         ("gradient_clipping",): max_grad_norm or 0.0,
         ("bf16", "enabled"): precision == "bf16",
         ("fp16", "enabled"): precision == "fp16",
         ("zero_optimization", "stage"): zero_stage,
     }
+    required = {path: value for path, value in known.items() if value is not None}
     contradictions = [_contradiction(config, path, value) for path, value in required.items()]
     if any(contradictions):
         raise ConfigError.from_problems(problem for problem in contradictions if problem)
@@ -101,9 +104,14 @@ def _low_precision(config: dict[str, Any], precision: str, zero_stage: int) -> d
     changed: dict[KeyPath, Any] = {}
     if precision == "bf16" and not descend(config, ("data_types", "grad_accum_dtype"))[0]:
         changed["data_types", "grad_accum_dtype"] = "fp32"
-    if precision != "fp32" and zero_stage == 0:
-        changed["zero_optimization", "stage"] = 1
+    if zero_stage < lowest_zero_stage(precision):
+        changed["zero_optimization", "stage"] = lowest_zero_stage(precision)
     return changed
+
+
+def lowest_zero_stage(precision: str) -> int:
+    """The lowest ZeRO stage that DeepSpeed runs in this precision."""
+    return 0 if precision == "fp32" else 1
 
 
 def _quiet_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

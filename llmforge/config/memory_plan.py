@@ -102,13 +102,10 @@ def read_sharding(deepspeed_config: Mapping[str, Any], num_devices: int) -> Shar
 
 
 def plan_state(model: TrainedModel, sharding: Sharding) -> tuple[MemoryPart, ...]:
-    """Parameters, gradients, optimizer, and DeepSpeed's buffers."""
-    return (
-        _parameters(model, sharding),
-        _gradients(model, sharding),
-        _optimizer(model, sharding),
-        _buffers(model, sharding),
-    )
+    """Parameters, gradients, optimizer, and DeepSpeed's buffers where it has some."""
+    parts = (_parameters(model, sharding), _gradients(model, sharding), _optimizer(model, sharding))
+    buffers = _buffers(model, sharding)
+    return (*parts, buffers) if buffers.num_bytes else parts
 
 
 def plan_activations(shape: ModelShape, model: TrainedModel, batch: LargestBatch) -> tuple[MemoryPart, ...]:
@@ -122,15 +119,19 @@ def plan_activations(shape: ModelShape, model: TrainedModel, batch: LargestBatch
         f"12 B (fp32 log-probabilities and two gradients) x {batch.num_sequences} sequences x "
         f"{batch.num_logit_columns:,} positions x {shape.vocab_size:,} tokens of the vocabulary",
     )
-    if not batch.gradient_checkpointing:
-        kept = MemoryPart("activations", shape.num_layers * layer_bytes, f"{shape.num_layers} layers x {layer_formula}")
-        return kept, logits
+    last_norm = shape.hidden_size * (4 + model.bytes_per_weight)
+    if batch.gradient_checkpointing:
+        per_layer = tokens * shape.hidden_size * model.bytes_per_weight
+        formula = f"{tokens:,} tokens x {shape.hidden_size:,} x {model.bytes_per_weight} B, the input of each layer"
+    else:
+        per_layer, formula = layer_bytes, layer_formula
     kept = MemoryPart(
         "activations",
-        shape.num_layers * tokens * shape.hidden_size * model.bytes_per_weight,
-        f"{shape.num_layers} layers x {tokens:,} tokens x hidden size {shape.hidden_size:,} x "
-        f"{model.bytes_per_weight} B: with gradient_checkpointing only the input of each layer is kept",
+        shape.num_layers * per_layer + tokens * last_norm,
+        f"{shape.num_layers} layers x ({formula}) + {tokens:,} tokens x {last_norm:,} B of the last norm",
     )
+    if not batch.gradient_checkpointing:
+        return kept, logits
     passing, passing_formula = _passing(shape, model.bytes_per_weight, batch)
     if logits.num_bytes >= layer_bytes + passing:
         return kept, logits
@@ -192,19 +193,20 @@ def _layer(shape: ModelShape, size: int, batch: LargestBatch) -> tuple[int, str]
     """Bytes that one decoder layer keeps for its backward pass, and their formula.
 
     Per token: two norms (the input in fp32, the normed and the scaled value), queries, keys, values and the result of
-    attention, four tensors of the inner size. Per pair of tokens: what keeps packed examples apart, and with `eager`
-    attention the weights of every head.
+    attention for every head (keys and values are repeated where heads share them) and a sum in fp32, four tensors of
+    the inner size. Per pair of tokens: what keeps packed examples apart, and with `eager` attention the weights of
+    every head.
     """
     norms = 2 * shape.hidden_size * (4 + 2 * size)
-    attention = (2 * shape.num_heads + 2 * shape.num_key_value_heads) * shape.head_dim * size
+    attention = shape.num_heads * (4 * shape.head_dim * size + 4)
     inner = 4 * shape.intermediate_size * size
     per_token = norms + attention + inner
     weights = 4 if size == 4 else 4 + size  # computed in fp32, and kept in the precision of the values as well
     per_pair = size + (shape.num_heads * weights if batch.attention == "eager" else 0)
     tokens = batch.num_sequences * batch.num_tokens
     formula = (
-        f"({tokens:,} tokens x {per_token:,} B + {batch.num_sequences} x {batch.num_tokens:,} x "
-        f"{batch.num_tokens:,} pairs x {per_pair} B)"
+        f"{tokens:,} tokens x {per_token:,} B + {batch.num_sequences} x {batch.num_tokens:,} x "
+        f"{batch.num_tokens:,} pairs x {per_pair} B"
     )
     return tokens * per_token + tokens * batch.num_tokens * per_pair, formula
 

@@ -1,6 +1,6 @@
 """Defaults that depend on other things: a job and facts in, the same job with its gaps filled out.
 
-`resolve_job` needs the cluster and the model's `config.json`; `size_job` needs the measured data. Both are pure: the
+It needs the cluster and the model's `config.json`; what needs the measured data is left to `sizing.py`. It is pure: the
 same arguments give the same job. Choices a person may wonder about are logged with their reason. What the job says is
 never changed; what cannot work on this cluster or model is a ConfigError.
 """
@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from llmforge.config.deepspeed import zero_stage_of
+from llmforge.config.accelerators import find_accelerator
+from llmforge.config.deepspeed import lowest_zero_stage, zero_stage_of
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.finding import Finding, descend, path_text
 from llmforge.config.job import JobConfig
+from llmforge.config.job_memory import UNKNOWN_MODEL, ModelSizes, trained_model
+from llmforge.config.memory_plan import GIB
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.config.training import AdamW, DeepSpeedFile
-from llmforge.config.zero import ModelSize, choose_zero_stage
+from llmforge.config.zero import choose_zero_stage
 from llmforge.errors import ConfigError, Problem
 
 _LOG = logging.getLogger(__name__)
-DEFAULT_TRAIN_BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,9 @@ class JobFacts:
 
     has_gpu: bool
     started_at: datetime
-    device_memory_bytes: int | None = None
-    """Memory of one device; None where it is not known."""
     model_context_length: int | None = None
     """`max_position_embeddings` of the model."""
-    num_parameters: int | None = None
-    hidden_size: int | None = None
-
-
-@dataclass(frozen=True)
-class DataSizes:
-    """What the data stage measured; lengths are in tokens."""
-
-    length_p95: int
-    """95th percentile of the lengths of the training examples."""
-    longest_tokens: int
-    num_train_samples: int | None = None
-    """Sequences per epoch, packs where the job packs; None before they are made."""
-    model_context_length: int | None = None
+    model: ModelSizes = UNKNOWN_MODEL
 
 
 def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
@@ -72,8 +58,8 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
             "attention": _attention(job, gpu),
             "packing": job.padding is None if job.packing is None else job.packing,
             "padding": job.padding or (None if job.packing in (None, True) else "longest"),
-            "learning_rate": job.learning_rate or (1e-4 if job.method == "lora" else 1e-5),
-            "train_batch_size_per_device": job.train_batch_size_per_device or DEFAULT_TRAIN_BATCH_SIZE,
+            "learning_rate": job.learning_rate or _learning_rate(job),
+            "train_batch_size_per_device": job.train_batch_size_per_device or _batch_size_of_deepspeed(job),
             "optimizer": _optimizer(job, gpu),
             "lora_config": _lora_config(job),
             "generation_config": _generation_config(job),
@@ -81,28 +67,6 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
     )
     job = job.model_copy(update={"deepspeed": _deepspeed(job, facts)})
     return job.model_copy(update={"run_name": job.run_name or _default_run_name(job, facts.started_at, digest)})
-
-
-def size_job(job: JobConfig, sizes: DataSizes) -> JobConfig:
-    """The resolved job with `context_length`, and with `num_epochs` and `max_steps` once the sequences are counted.
-
-    After that `max_steps` is the number of optimizer steps of the run. Raises ConfigError where there is nothing to
-    train on.
-    """
-    job = job.model_copy(update={"context_length": job.context_length or _context_length(sizes)})
-    if sizes.num_train_samples is None:
-        return job
-    if sizes.num_train_samples == 0:
-        raise ConfigError("train_path: found no sequence to train on; the data stage's statistics say what was dropped")
-    per_epoch = steps_per_epoch(job, sizes.num_train_samples)
-    num_epochs = job.num_epochs
-    if num_epochs is None and job.max_steps is None:
-        num_epochs = math.ceil(job.min_update_steps / per_epoch)
-        reason = f"at least {job.min_update_steps} steps, of which an epoch has {per_epoch}"
-        _LOG.info("num_epochs: %d, for %s", num_epochs, reason)
-    limits = [limit for limit in (job.max_steps, num_epochs and num_epochs * per_epoch) if limit is not None]
-    max_steps = min(limits)
-    return job.model_copy(update={"max_steps": max_steps, "num_epochs": num_epochs or math.ceil(max_steps / per_epoch)})
 
 
 def find_refusal(job: JobConfig) -> Finding | None:
@@ -118,17 +82,6 @@ def find_refusal(job: JobConfig) -> Finding | None:
     )
 
 
-def global_batch_size(job: JobConfig) -> int:
-    """Sequences per optimizer step over all devices."""
-    micro_batch = job.train_batch_size_per_device or DEFAULT_TRAIN_BATCH_SIZE
-    return micro_batch * job.gradient_accumulation_steps * job.num_devices
-
-
-def steps_per_epoch(job: JobConfig, num_train_samples: int) -> int:
-    """Optimizer steps that take every sequence once; the last may be smaller."""
-    return math.ceil(num_train_samples / global_batch_size(job))
-
-
 def job_digest(job: JobConfig) -> str:
     """Eight hexadecimal digits that name a submitted job: they end the default names of its runs.
 
@@ -136,14 +89,6 @@ def job_digest(job: JobConfig) -> str:
     """
     text = job.model_dump_json(exclude={"run_name", "deepspeed"})
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def measured_context_length(length_p95: int, model_context_length: int | None) -> tuple[int, str]:
-    """(the default context length, its reason): the 95th percentile rounded up to a power of two, or the model's."""
-    rounded = max(8, 1 << (length_p95 - 1).bit_length())
-    if model_context_length is not None and rounded > model_context_length:
-        return model_context_length, f"the model's own; 95 of 100 examples have at most {length_p95} tokens"
-    return rounded, f"95 of 100 examples have at most {length_p95} tokens, rounded up to a power of two"
 
 
 def _default_run_name(job: JobConfig, started_at: datetime, digest: str) -> str:
@@ -167,6 +112,7 @@ def _precision(job: JobConfig, gpu: bool) -> str:
         if descend(inline, (precision, "enabled"))[1] is True:
             _LOG.info("precision: %s, since the deepspeed section enables it", precision)
             return precision
+    _LOG.info("precision: %s, the default on %s", *(("bf16", "GPUs") if gpu else ("fp32", "CPUs")))
     return "bf16" if gpu else "fp32"
 
 
@@ -200,6 +146,12 @@ def _task(job: JobConfig) -> str:
         return "preference_tuning"
     _LOG.info("task: instruction_tuning, only assistant turns carry loss (the closed original's default was causal_lm)")
     return "instruction_tuning"
+
+
+def _learning_rate(job: JobConfig) -> float:
+    rate, method = (1e-4, "with") if job.method == "lora" else (1e-5, "without")
+    _LOG.info("learning_rate: %g, the default %s lora_config", rate, method)
+    return rate
 
 
 def _attention(job: JobConfig, gpu: bool) -> str:
@@ -238,18 +190,32 @@ def _generation_config(job: JobConfig) -> GenerationConfig:
 def _deepspeed(job: JobConfig, facts: JobFacts) -> Any:
     if isinstance(job.deepspeed, DeepSpeedFile):
         return job.deepspeed
+    lowest = lowest_zero_stage(job.precision)
     if job.deepspeed is not None and descend(job.deepspeed, ("zero_optimization", "stage"))[1] != "auto":
-        _LOG.info("ZeRO stage %d, from the deepspeed section", zero_stage_of(job.deepspeed))
+        asked = zero_stage_of(job.deepspeed)
+        why = f"instead of 0, since {job.precision} needs it" if asked < lowest else "from the deepspeed section"
+        _LOG.info("ZeRO stage %d: %s", max(asked, lowest), why)
         return job.deepspeed
-    trained_share = 1.0 if job.method == "full" else 0.01
-    size = ModelSize(facts.num_parameters, trained_share, 4 if job.precision == "fp32" else 2)
-    stage, reason = choose_zero_stage(size, job.num_devices, facts.device_memory_bytes)
+    accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
+    memory_bytes = None if accelerator is None else accelerator.memory_gib * GIB
+    stage, reason = choose_zero_stage(trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest)
     _LOG.info("ZeRO stage %d: %s", stage, reason)
     given: Any = job.deepspeed or {}
     return given | {"zero_optimization": given.get("zero_optimization", {}) | {"stage": stage}}
 
 
-def _context_length(sizes: DataSizes) -> int:
-    chosen, reason = measured_context_length(sizes.length_p95, sizes.model_context_length)
-    _LOG.info("context_length: %d; %s, the longest has %d", chosen, reason, sizes.longest_tokens)
+def _batch_size_of_deepspeed(job: JobConfig) -> int | None:
+    """What the deepspeed section says of the micro-batch; None where it leaves it open."""
+    if isinstance(job.deepspeed, DeepSpeedFile):
+        return None
+    section: Any = job.deepspeed or {}
+    micro_batch, batch = section.get("train_micro_batch_size_per_gpu"), section.get("train_batch_size")
+    if isinstance(micro_batch, int):
+        chosen = micro_batch
+    elif isinstance(batch, int):
+        chosen = batch // (job.gradient_accumulation_steps * job.num_devices)
+    else:
+        return None
+    chosen = max(1, chosen)
+    _LOG.info("train_batch_size_per_device: %d, from the deepspeed section", chosen)
     return chosen

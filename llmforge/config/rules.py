@@ -93,6 +93,13 @@ def _validation_data(job: JobKeys) -> Iterator[Finding]:
         yield Finding(("eval_first",), remedy)
 
 
+def _mixture(job: JobKeys) -> Iterator[Finding]:
+    for index, source in enumerate(job.valid_sources):
+        if source.weight is not None:
+            key = ("valid_path", index, "weight")
+            yield Finding(key, "weights are for training data: validation takes every row once; remove the key")
+
+
 def _precision(job: JobKeys) -> Iterator[Finding]:
     if job.precision == "fp16" and job.accelerator == "cpu":
         yield Finding(("precision",), "found fp16 with accelerator cpu, allowed on CPUs: fp32, bf16, auto")
@@ -111,6 +118,7 @@ RULES: tuple[Rule, ...] = (
     Rule(("task", "classifier_config", "preference_tuning_config"), _task),
     Rule(("task", "dataset"), _trained_turns),
     Rule(("valid_path", "dataset", "early_stopping", "eval_first"), _validation_data),
+    Rule(("valid_path",), _mixture),
     Rule(("precision", "accelerator"), _precision),
     Rule(("attention", "flash_attention_2"), _flash_attention),
 )

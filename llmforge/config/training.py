@@ -168,7 +168,8 @@ class TrainingKeys(StrictModel):
     min_update_steps: AtLeastOne = 100
     """Without `num_epochs` and `max_steps`: train for as many epochs as this many optimizer steps take."""
     train_batch_size_per_device: AtLeastOne | None = None
-    """Sequences per micro-batch on each device. Default: 4."""
+    """Sequences per micro-batch on each device. Default: measured, at most 16 sequences and 16,384 tokens; fewer where
+    an epoch would have less than 25 steps, or where they would not fit into the named accelerator."""
     eval_batch_size_per_device: AtLeastOne = 1
     """Sequences per batch on each device in evaluation."""
     gradient_accumulation_steps: AtLeastOne = 1

@@ -45,17 +45,12 @@ def _is_other_source(value: Any) -> bool:
 
 def _source_rows(key: str) -> tuple[_Missing, ...]:
     files = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://"
-    plain = "allowed for now: files without settings of their own"
     return (
         _Missing((key, "*"), _is_other_source, files),
         _Missing((key, "*", "path"), _is_other_source, files),
-        _Missing((key, "*", "weight"), _given, plain),
-        _Missing((key, "*", "format"), _other_than("auto", "messages"), "allowed for now: auto, messages"),
-        _Missing((key, "*", "columns"), _given, plain),
     )
 
 
-_FORMATS = ("auto", "messages", "sharegpt", "instruction", "prompt_completion", "preference")
 _TASKS = ("instruction_tuning", "causal_lm")
 _TABLE: tuple[_Missing, ...] = (
     _Missing(("task",), _other_than(*_TASKS), f"allowed for now: {', '.join(_TASKS)}"),
@@ -63,7 +58,6 @@ _TABLE: tuple[_Missing, ...] = (
     _Missing(("classifier_config",), _given, "remove it"),
     *_source_rows("train_path"),
     *_source_rows("valid_path"),
-    _Missing(("dataset", "format"), _other_than(*_FORMATS), f"allowed for now: {', '.join(_FORMATS)}"),
     _Missing(("dataset", "load_kwargs"), _given, "remove it"),
     _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
     _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),

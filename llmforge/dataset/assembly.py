@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmforge.dataset.cut import CutRow, Run
@@ -131,9 +132,8 @@ def weights_within(run: Run, contents: Sequence[str], encoders: TextEncoders) ->
 
 def gather(buffer: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
     """The pieces `buffer[start : start + length]`, one behind the other."""
-    ends = np.cumsum(lengths)
-    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-    return np.asarray(buffer[places])
+    pieces = pa.LargeListViewArray.from_arrays(pa.array(starts, pa.int64()), pa.array(lengths, pa.int64()), buffer)
+    return np.array(pieces.flatten().to_numpy())  # one that can be written to, and is not a view of the buffer
 
 
 def by_plan(rows: Sequence[PlannedRow]) -> list[tuple[Plan, list[int]]]:

@@ -17,12 +17,32 @@ from numpy.typing import NDArray
 
 from llmforge.dataset.assembly import gather
 from llmforge.dataset.example import ExampleBatch
+from llmforge.dataset.example_table import EXAMPLE_SCHEMA
 from llmforge.dataset.shards import Split
 from llmforge.dataset.stats import CheckTotals
 from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow, UnusedRows
 
-PLACE_SCHEMA = pa.schema([("uri", pa.string()), ("line", pa.int64()), ("length", pa.int64())])
+PLACE_COLUMNS = ("uri", "line", "source", "is_windowed")
+PLACE_SCHEMA = pa.schema([EXAMPLE_SCHEMA.field(name) for name in PLACE_COLUMNS]).append(pa.field("length", pa.int64()))
 TOKEN_COLUMNS = {"input_ids": np.dtype(np.int32), "weights": np.dtype(np.float32)}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Parts of examples, none empty; all arrays have the shape (pieces,)."""
+
+    indexes: NDArray[np.int64]
+    """Of the examples."""
+    starts: NDArray[np.int64]
+    """First token of each, counted from the first of its example."""
+    lengths: NDArray[np.int64]
+    """In tokens."""
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __getitem__(self, place: NDArray[np.int64] | slice) -> "Pieces":
+        return Pieces(self.indexes[place], self.starts[place], self.lengths[place])
 
 
 class Examples:
@@ -32,19 +52,23 @@ class Examples:
         self._places = pa.ipc.open_file(pa.memory_map(str(folder / "places.arrow"), "r")).read_all()
         self.lengths: NDArray[np.int64] = self._places["length"].to_numpy().astype(np.int64)
         """Shape (examples,), in tokens."""
+        self.sources: NDArray[np.int32] = self._places["source"].to_numpy()
+        """Shape (examples,): the number of the source that each comes from."""
+        self.is_windowed: NDArray[np.bool_] = self._places["is_windowed"].to_numpy()
+        """Shape (examples,): whether it is cut into windows where it is too long."""
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])[:-1].astype(np.int64)
         self._input_ids, self._weights = (
             np.memmap(folder / name, dtype, "r") if self.lengths.any() else np.zeros(0, dtype)
             for name, dtype in TOKEN_COLUMNS.items()
         )
 
-    def batch(self, indexes: NDArray[np.int64], max_tokens: int | None = None) -> ExampleBatch:
-        """Examples by their indexes, each cut after `max_tokens` where it is given."""
-        lengths = self.lengths[indexes]
-        lengths = lengths if max_tokens is None else np.minimum(lengths, max_tokens)
-        starts = self._starts[indexes]
+    def batch(self, pieces: "Pieces") -> ExampleBatch:
+        """Parts of examples as examples of their own: the first token of each carries no loss."""
+        starts, lengths = self._starts[pieces.indexes] + pieces.starts, pieces.lengths
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return ExampleBatch(gather(self._input_ids, starts, lengths), gather(self._weights, starts, lengths), offsets)
+        weights = gather(self._weights, starts, lengths)
+        weights[offsets[:-1]] = 0
+        return ExampleBatch(gather(self._input_ids, starts, lengths), weights, offsets)
 
     def places(self, indexes: NDArray[np.int64]) -> list[tuple[str, int]]:
         """URI and line of examples."""
@@ -94,11 +118,11 @@ class ExampleCollector:
         """Take one table of `dataset/stage.py`."""
         self._rows_in += len(table)
         is_valid = pc.is_null(table["reason"])
+        is_trained = pc.fill_null(pc.greater(table["num_trained"], 0), False)
         self._invalid += _rows(table.filter(pc.invert(is_valid)))
-        table = table.filter(is_valid)
-        is_trained = pa.array(_trained_counts(table["weights"]) > 0)
-        self._unused.add(NO_TRAINED_TOKEN, _rows(table.filter(pc.invert(is_trained)), NO_TRAINED_TOKEN))
-        table = self._without_duplicates(table.filter(is_trained))
+        untrained = pc.and_(is_valid, pc.invert(is_trained))
+        self._unused.add(NO_TRAINED_TOKEN, _rows(table.filter(untrained), NO_TRAINED_TOKEN))
+        table = self._without_duplicates(_filtered(table, pc.and_(is_valid, is_trained)))
         self._checks = self._checks.plus(
             rows=len(table),
             prompts=pc.sum(table["num_prompts"]).as_py() or 0,
@@ -106,7 +130,7 @@ class ExampleCollector:
             ends_with_terminator=pc.sum(table["ends_with_terminator"]).as_py() or 0,
         )
         for split, writer in self._writers.items():
-            writer.add(table.filter(pc.equal(table["is_validation"], split == "valid")))
+            writer.add(_filtered(table, pc.equal(table["is_validation"], split == "valid")))
 
     def _without_duplicates(self, table: pa.Table) -> pa.Table:
         """Without the examples that occurred before, in this table or an earlier one; those without digest stay."""
@@ -135,9 +159,14 @@ class _SplitWriter:
 
     def add(self, table: pa.Table) -> None:
         lengths = pa.array(_lengths(table["input_ids"]), pa.int64())
-        self._places.write_table(pa.table([table["uri"], table["line"], lengths], schema=PLACE_SCHEMA))
+        self._places.write_table(table.select(PLACE_COLUMNS).append_column("length", lengths))
         for name, file in self._columns.items():
             pc.list_flatten(table[name]).to_numpy().tofile(file)
+
+
+def _filtered(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:
+    """Its rows where `mask` is true, not copied where that is everywhere."""
+    return table if pc.all(mask).as_py() in (True, None) else table.filter(mask)
 
 
 def _rows(table: pa.Table, reason: str | None = None) -> list[UnusedRow]:
@@ -149,11 +178,3 @@ def _rows(table: pa.Table, reason: str | None = None) -> list[UnusedRow]:
 def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:
     lengths: NDArray[np.int64] = pc.list_value_length(lists).to_numpy().astype(np.int64)
     return lengths
-
-
-def _trained_counts(weights: pa.ChunkedArray) -> NDArray[np.int64]:
-    """Trained tokens of every row, without a Python object per token."""
-    offsets = np.concatenate([[0], np.cumsum(_lengths(weights))])
-    totals = np.concatenate([[0], np.cumsum(pc.list_flatten(weights).to_numpy() > 0, dtype=np.int64)])
-    counts: NDArray[np.int64] = totals[offsets[1:]] - totals[offsets[:-1]]
-    return counts

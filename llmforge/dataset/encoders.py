@@ -10,7 +10,7 @@ two variants of every encoder: the tokenizer as it is, and one without the prefi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -145,8 +145,18 @@ class TextEncoders:
         return HuggingFaceEncoder(self._texts[False])
 
 
+@lru_cache(maxsize=1)
+def reference_encoders(tokenizer_json: str) -> TextEncoders:
+    """Encoders of Hugging Face; the last ones are kept, since loading them takes a second."""
+    return TextEncoders(tokenizer_json)
+
+
+@lru_cache(maxsize=1)
 def open_fast_encoders(tokenizer_json: str) -> TextEncoders | str:
-    """Encoders by `fastokens`, loaded, or why there are none for this tokenizer. They are not proven yet."""
+    """Encoders by `fastokens`, loaded, or why there are none for this tokenizer. They are not proven yet.
+
+    The last ones are kept, since loading them takes seconds.
+    """
     if FastTokenizer is None:
         return "fastokens is not installed"
     encoders = TextEncoders(tokenizer_json, fast=True)

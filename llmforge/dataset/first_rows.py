@@ -7,22 +7,22 @@ from pathlib import Path
 
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
-from llmforge.dataset.files import expand_uris
+from llmforge.dataset.job_sources import list_sources, with_format
 from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
-from llmforge.prompt.messages import Conversation
+from llmforge.prompt.document import TrainingRow
 
 
 @dataclass(frozen=True)
 class FirstRow:
-    """One row, with its conversation or the reason why it has none."""
+    """One row, with what it was read as or the reason why it is refused."""
 
     number: int
     """Counted from 1 over all files."""
     uri: str
     line: int
-    conversation: Conversation | None
+    parsed: TrainingRow | None
     problem: str | None
 
     @property
@@ -36,19 +36,21 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
 
     Raises `DataError` for a missing file.
     """
-    uris = expand_uris(source.path for source in job.train_sources)
-    for number, (uri, line, text) in enumerate(first_lines(uris, cache_folder), start=1):
+    sources = (source for source in list_sources(job) if not source.is_validation)
+    ready = (with_format(source, job.task, cache_folder) for source in sources)
+    records = ((source.dataset, *record) for source in ready for record in first_lines(source.uris, cache_folder))
+    for number, (dataset, uri, line, record) in enumerate(records, start=1):
         try:
-            conversation = parse_row(text, prompt_format, job.dataset)
+            parsed = parse_row(record, prompt_format, dataset)
         except DataError as error:
             yield FirstRow(number, uri, line, None, str(error))
         else:
-            yield FirstRow(number, uri, line, conversation, None)
+            yield FirstRow(number, uri, line, parsed, None)
 
 
-def first_conversations(
+def first_training_rows(
     job: JobConfig, prompt_format: PromptFormat, cache_folder: Path, count: int
-) -> list[Conversation]:
-    """The conversations of the first `count` rows, without those that are refused."""
+) -> list[TrainingRow]:
+    """What the first `count` rows were read as, without those that are refused."""
     rows = islice(first_rows(job, prompt_format, cache_folder), count)
-    return [row.conversation for row in rows if row.conversation is not None]
+    return [row.parsed for row in rows if row.parsed is not None]

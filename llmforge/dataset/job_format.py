@@ -10,8 +10,9 @@ from pathlib import Path
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import GenerationConfig
-from llmforge.dataset.first_rows import first_conversations
+from llmforge.dataset.first_rows import first_training_rows
 from llmforge.errors import ConfigError
+from llmforge.prompt.messages import Conversation
 from llmforge.prompt.template_import import TokenizerTemplate, check_reproduces, import_prompt_format
 
 logger = logging.getLogger(__name__)
@@ -39,12 +40,13 @@ def with_imported_format(job: JobConfig, template: TokenizerTemplate | None, cac
             "one in generation_config.prompt_format (docs/prompt-formats.md shows how)"
         )
     found = import_prompt_format(template)
-    rows = first_conversations(job, found, cache_folder, NUM_COMPARED_ROWS)
-    check_reproduces(found, template, rows)
+    rows = first_training_rows(job, found, cache_folder, NUM_COMPARED_ROWS)
+    conversations = [row for row in rows if isinstance(row, Conversation)]
+    check_reproduces(found, template, conversations)
     logger.info(
         "prompt format: taken from the tokenizer's chat template, which it reproduces (the first %d rows of the data "
         "among others)",
-        len(rows),
+        len(conversations),
     )
     generation = job.generation_config or GenerationConfig()
     return job.model_copy(update={"generation_config": generation.model_copy(update={"prompt_format": found})})

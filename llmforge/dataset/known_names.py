@@ -27,13 +27,13 @@ COLUMNS = {
     "chosen": ("chosen", "chosen_messages"),
     "rejected": ("rejected", "rejected_messages"),
     "text": ("text",),
+    "segments": ("segments",),
 }
 """Columns of a row, by llmforge's names; the first that a row has is read."""
 LISTS = ("conversations", "conversation", "dialogue", "dialog", "chat", "turns")
 """Columns that often hold a list of messages."""
 ROLE_COLUMNS = ("from", "speaker", "author", "sender")
 CONTENT_COLUMNS = ("value", "text", "message", "utterance")
-SEGMENTS = "segments"
 
 KNOWN_ROLES: dict[str, RoleName] = {
     **dict.fromkeys(("system", "developer", "system_prompt"), "system"),
@@ -76,7 +76,7 @@ def needs(row_format: RowFormat, columns: ColumnNames | None) -> str:
         "prompt_completion": f"{names['prompt']} and {names['completion']}, each a text or a list of messages",
         "preference": f"{names['chosen']} and {names['rejected']}, behind a {names['prompt']} unless they hold it",
         "text": f"a text in {names['text']}",
-        "segments": f"a list `{SEGMENTS}` of {{text, train}}",
+        "segments": f"a list {names['segments']} of {{text, train}}",
     }[row_format]
 
 

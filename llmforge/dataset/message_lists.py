@@ -170,6 +170,16 @@ def _likely_roles(messages: Iterable[object], column: str, naming: Naming) -> di
     return likely
 
 
+def known_roles(messages: object, naming: Naming) -> dict[str, str]:
+    """The roles of a list that llmforge calls otherwise, without those that the job maps."""
+    if not isinstance(messages, list):
+        return {}
+    column = naming.columns_of(messages).role
+    roles = [raw.get(column) for raw in messages if isinstance(raw, dict)]
+    texts = [role for role in roles if isinstance(role, str) and role not in naming.roles]
+    return {role: naming.role(role) for role in texts if naming.role(role) != role}
+
+
 def column_advice(columns: ColumnNames | None, likely: dict[str, str]) -> str:
     """How to map the columns that are likely meant; nothing where none is."""
     return f"; map it in the job: dataset.columns: {flow(mapped_columns(columns) | likely)}" if likely else ""

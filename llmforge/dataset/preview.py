@@ -18,7 +18,8 @@ from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.first_rows import FirstRow, first_rows
 from llmforge.dataset.row_encoder import RowEncoder
 from llmforge.dataset.tokenize import SegmentTokenizer
-from llmforge.prompt.messages import Conversation, Role
+from llmforge.prompt.document import Document, TrainingRow
+from llmforge.prompt.messages import Conversation
 from llmforge.prompt.render import Segment, Task, render_prompt_segments
 
 
@@ -34,9 +35,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message in tokens, what the templates put around it included."""
+    """One message in tokens, what the templates put around it included; or one text of a row that has no messages."""
 
-    role: Role
+    name: str
+    """Its role, or such as `segment 2`."""
     num_tokens: int
     num_trained_tokens: int
 
@@ -56,10 +58,12 @@ class EncodedRow:
     pieces: tuple[Piece, ...]
     example: Example
     prompt: Prompt
-    """What inference would be given before the last answer."""
+    """What inference would be given before the last answer; in plain text, before all of it."""
     turns: tuple[Turn, ...]
     learnt: tuple[str, ...]
     """The labels, decoded: one text for each run of trained tokens."""
+    is_windowed: bool
+    """Plain text: where it is too long it is cut into windows."""
 
     @property
     def text(self) -> str:
@@ -79,35 +83,39 @@ class PreviewRow:
     problem: str | None
 
 
-def preview_rows(job: JobConfig, tokenizer_json: str, cache_folder: Path) -> Iterator[PreviewRow]:
-    """The rows of the training data of a resolved job, in the order of the files."""
-    previewer = _Previewer(job, tokenizer_json)
+def preview_rows(
+    job: JobConfig, tokenizer_json: str, cache_folder: Path, eos_token: str | None = None
+) -> Iterator[PreviewRow]:
+    """The rows of the training data of a resolved job, in the order of the files; `eos_token` as in `RowEncoder`."""
+    previewer = _Previewer(job, tokenizer_json, eos_token)
     return (previewer.row(row) for row in first_rows(job, job.prompt_format, cache_folder))
 
 
 class _Previewer:
     """Encodes rows one by one."""
 
-    def __init__(self, job: JobConfig, tokenizer_json: str) -> None:
+    def __init__(self, job: JobConfig, tokenizer_json: str, eos_token: str | None) -> None:
         self._format = job.prompt_format
         self._tokenizer = SegmentTokenizer(tokenizer_json)
         self._decoder = Tokenizer.from_str(tokenizer_json)
-        self._encoder = RowEncoder(self._format, self._tokenizer, cast(Task, job.task), job.dataset.train_on)
+        task = cast(Task, job.task)
+        self._encoder = RowEncoder(self._format, self._tokenizer, task, job.dataset.train_on, eos_token)
 
     def row(self, row: FirstRow) -> PreviewRow:
-        if row.conversation is None:
+        if row.parsed is None:
             return PreviewRow(row.number, row.place, None, row.problem)
-        rows = self._encoder.encode([row.conversation])
+        rows = self._encoder.encode([row.parsed])
         if rows.problems[0] is not None:
             return PreviewRow(row.number, row.place, None, rows.problems[0])
-        segments = self._encoder.segments(row.conversation)
+        segments = self._encoder.segments(row.parsed)
         example = rows.examples[0]
         encoded = EncodedRow(
             tuple(self._pieces(segments)),
             example,
-            self._prompt(row.conversation),
-            self._turns(row.conversation, segments, example),
+            self._prompt(row.parsed, segments),
+            self._turns(row.parsed, segments, example),
             tuple(self._learnt(example)),
+            bool(rows.is_windowed[0]),
         )
         return PreviewRow(row.number, row.place, encoded, None)
 
@@ -117,11 +125,14 @@ class _Previewer:
                 if part:
                     yield Piece(part, segment.trained, is_control=index % 2 == 1)
 
-    def _prompt(self, conversation: Conversation) -> Prompt:
-        segments = render_prompt_segments(Conversation(conversation.messages[:-1]), self._format)
-        return Prompt("".join(segment.text for segment in segments), self._tokenizer.encode_prompt(segments))
+    def _prompt(self, row: TrainingRow, segments: list[Segment]) -> Prompt:
+        if isinstance(row, Document):
+            prompt = segments[: _last_answer(segments)]
+        else:
+            prompt = render_prompt_segments(Conversation(row.messages[:-1]), self._format)
+        return Prompt("".join(segment.text for segment in prompt), self._tokenizer.encode_prompt(prompt))
 
-    def _turns(self, conversation: Conversation, segments: list[Segment], example: Example) -> tuple[Turn, ...]:
+    def _turns(self, row: TrainingRow, segments: list[Segment], example: Example) -> tuple[Turn, ...]:
         """Tokens of each message: the segments are encoded with the number of their message as the weight."""
         numbers = [0 if segment.message is None else segment.message + 1 for segment in segments]
         owned = [segment._replace(weight=number) for segment, number in zip(segments, numbers, strict=True)]
@@ -130,14 +141,33 @@ class _Previewer:
         is_trained = example.labels != IGNORED_LABEL
         return tuple(
             Turn(
-                message.role,
+                name,
                 int(np.count_nonzero(owners == number)),
                 int(np.count_nonzero(is_trained & (owners == number))),
             )
-            for number, message in enumerate(conversation.messages, start=1)
+            for number, name in enumerate(_names(row), start=1)
         )
 
     def _learnt(self, example: Example) -> Iterator[str]:
         for is_trained, labels in groupby(example.labels.tolist(), key=lambda label: label != IGNORED_LABEL):
             if is_trained:
                 yield self._decoder.decode(list(labels), skip_special_tokens=False)
+
+
+def _names(row: TrainingRow) -> list[str]:
+    """What the turns of a row are called."""
+    if isinstance(row, Conversation):
+        return [message.role for message in row.messages]
+    if row.is_windowed:
+        return ["text"]
+    return [f"segment {number}" for number in range(1, len(row.segments) + 1)]
+
+
+def _last_answer(segments: list[Segment]) -> int:
+    """The index of the segment that begins the last trained stretch; how many there are where nothing is trained."""
+    begins = [
+        index
+        for index, segment in enumerate(segments)
+        if segment.trained and (index == 0 or not segments[index - 1].trained)
+    ]
+    return begins[-1] if begins else len(segments)

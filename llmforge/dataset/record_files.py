@@ -22,6 +22,8 @@ from llmforge.dataset.text_files import damage_named
 RecordForm = Literal["parquet", "arrow"]
 
 _RECORDS_AT_ONCE = 1000
+_BYTES_AT_ONCE = 8 << 20
+_BUFFER_BYTES = 1 << 20
 _FILE_SIGNATURE = b"ARROW1"
 _MAX_PARTS = 16
 """Pieces of one row group of Parquet: for each, what stands before it in the group is unpacked as well."""
@@ -96,10 +98,20 @@ def _arrow_groups(path: Path) -> list[_Group]:
 
 @contextmanager
 def _parquet_batches(path: Path, group: int) -> Iterator[Iterator[pa.RecordBatch]]:
-    with parquet.ParquetFile(path) as file:
+    # So pages are read one by one; else all of a column in the group at once.
+    with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
         groups = range(group, file.metadata.num_row_groups)
         # One after the other, since those behind the last that is asked for must not be touched.
-        yield (batch for index in groups for batch in file.iter_batches(_RECORDS_AT_ONCE, row_groups=[index]))
+        yield (
+            batch
+            for index in groups
+            for batch in file.iter_batches(_records_at_once(file.metadata.row_group(index)), row_groups=[index])
+        )
+
+
+def _records_at_once(group: Any) -> int:
+    """Of a row group of Parquet: fewer where they are large."""
+    return int(max(1, min(_RECORDS_AT_ONCE, _BYTES_AT_ONCE * group.num_rows // max(1, group.total_byte_size))))
 
 
 @contextmanager
@@ -121,7 +133,10 @@ def _records(batches: Iterable[pa.RecordBatch], num_skipped: int) -> Iterator[di
         skipped = min(num_skipped, batch.num_rows)
         num_skipped -= skipped
         for start in range(skipped, batch.num_rows, _RECORDS_AT_ONCE):
-            yield from batch.slice(start, _RECORDS_AT_ONCE).to_pylist()
+            part = batch.slice(start, _RECORDS_AT_ONCE)
+            # Wrong offsets would be followed to anywhere in memory.
+            part.validate(full=True)
+            yield from part.to_pylist()
 
 
 def _without_absent(value: Any) -> Any:

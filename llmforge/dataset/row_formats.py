@@ -1,4 +1,4 @@
-"""Rows of columns and of lists to raw messages: one function for each format but `messages`.
+"""Rows of columns and of lists to raw messages: one function for each format of conversations but `messages`.
 
 In: a decoded row and how the job names columns and roles. Out: what `parse_conversation` checks, in llmforge's names,
 or a `DataError` whose text is the reason alone, in the data's own names. docs/data.md describes the formats.
@@ -9,13 +9,14 @@ from typing import Any, cast
 
 from llmforge.config.data import ColumnNames, RowFormat
 from llmforge.dataset.known_names import (
+    COLUMNS,
     LISTS,
     OWN_NAMES,
-    SEGMENTS,
     Row,
     column_of,
     describe,
     listed,
+    mapped_columns,
     names_of,
     needs,
 )
@@ -27,23 +28,24 @@ RawMessages = list[Any]
 
 BEFORE_INSTRUCTION = "context"
 """The column that is read before the instruction, as Dolly has it; others follow it, as Alpaca has it."""
-_OTHER_LISTS = frozenset(
-    ("prompt", "completion", "chosen", "rejected", "chosen_messages", "rejected_messages", "history", SEGMENTS)
-)
+_OTHER_COLUMNS = frozenset(column for columns in COLUMNS.values() for column in columns)
 
 
-def list_columns(row: Row, naming: Naming) -> list[str]:
+def list_columns(row: Row, naming: Naming) -> Iterator[str]:
     """The columns that hold a list of messages in names that are known or mapped, the likeliest first."""
     given = (naming.columns or OWN_NAMES).messages
     if given != "messages":
-        return [given] if isinstance(row.get(given), list) else []
+        if isinstance(row.get(given), list):
+            yield given
+        return
     order = ("messages", *LISTS) if naming.columns is not None else (*LISTS, "messages")
-    named = [column for column in order if _is_list_of_messages(row.get(column), naming)]
-    return named + [
-        column
-        for column, value in row.items()
-        if column not in order and column not in _OTHER_LISTS and _is_list_of_messages(value, naming)
-    ]
+    for column in order:
+        if _is_list_of_messages(row.get(column), naming):
+            yield column
+    others = _OTHER_COLUMNS.union(mapped_columns(naming.columns).values(), order)
+    for column, value in row.items():
+        if column not in others and _is_list_of_messages(value, naming):
+            yield column
 
 
 def _is_list_of_messages(value: object, naming: Naming) -> bool:
@@ -55,10 +57,10 @@ def _is_list_of_messages(value: object, naming: Naming) -> bool:
 
 def sharegpt_messages(row: Row, naming: Naming) -> RawMessages:
     """A list of messages under any name, behind the row's system message where it has one."""
-    columns = list_columns(row, naming)
-    if not columns:
-        raise DataError(_missing("a list of messages", "sharegpt", row, naming.columns))
-    return [*_system(row, naming.columns), *cast(RawMessages, renamed(row[columns[0]], naming))]
+    column = next(list_columns(row, naming), None)
+    if column is None:
+        raise DataError(_missing("list of messages", "sharegpt", row, naming.columns))
+    return [*_system(row, naming.columns), *cast(RawMessages, renamed(row[column], naming))]
 
 
 def instruction_messages(row: Row, naming: Naming) -> RawMessages:
@@ -71,8 +73,8 @@ def instruction_messages(row: Row, naming: Naming) -> RawMessages:
 def prompt_completion_messages(row: Row, naming: Naming) -> RawMessages:
     """A prompt and what follows it, each a text or a list of messages."""
     columns = naming.columns
-    prompt = _required(row, "prompt", "prompt_completion", columns)
-    completion = _required(row, "completion", "prompt_completion", columns)
+    prompt = required_column(row, "prompt", "prompt_completion", columns)
+    completion = required_column(row, "completion", "prompt_completion", columns)
     system = _system(row, columns)
     return [*system, *_turns(row, prompt, "user", naming), *_turns(row, completion, "assistant", naming)]
 
@@ -82,7 +84,7 @@ def preference_messages(row: Row, naming: Naming) -> tuple[RawMessages, RawMessa
 
     An answer that begins with the user or the system holds its prompt, and stands for itself.
     """
-    names = [_required(row, name, "preference", naming.columns) for name in ("chosen", "rejected")]
+    names = [required_column(row, name, "preference", naming.columns) for name in ("chosen", "rejected")]
     answers = [_turns(row, column, "assistant", naming) for column in names]
     is_whole = [bool(answer) and _role(answer[0]) in ("user", "system") for answer in answers]
     if not all(is_whole):
@@ -98,9 +100,9 @@ def _preference_prompt(row: Row, naming: Naming, answers: list[str]) -> RawMessa
         return [*_system(row, naming.columns), *_turns(row, column, "user", naming)]
     if column_of(row, "instruction", naming.columns) is not None:
         return _question(row, naming.columns, "preference")
-    lists = [name for name in list_columns(row, naming) if name not in answers]
-    if lists:
-        return [*_system(row, naming.columns), *cast(RawMessages, renamed(row[lists[0]], naming))]
+    column = next((name for name in list_columns(row, naming) if name not in answers), None)
+    if column is not None:
+        return [*_system(row, naming.columns), *cast(RawMessages, renamed(row[column], naming))]
     raise DataError(_missing(f"{names_of('prompt', naming.columns)} column", "preference", row, naming.columns))
 
 
@@ -108,7 +110,7 @@ def _question(row: Row, columns: ColumnNames | None, row_format: RowFormat) -> R
     """System message, earlier exchanges, and the instruction with what it is about."""
     instruction = _text(row, "instruction", row_format, columns)
     column = column_of(row, "input", columns)
-    about = "" if column is None else _checked_text(row, column)
+    about = "" if column is None else checked_text(row, column)
     parts = [about, instruction] if column == BEFORE_INSTRUCTION else [instruction, about]
     content = "\n\n".join(part for part in parts if part.strip()) if about.strip() else instruction
     return [*_system(row, columns), *_history(row, columns), {"role": "user", "content": content}]
@@ -116,7 +118,7 @@ def _question(row: Row, columns: ColumnNames | None, row_format: RowFormat) -> R
 
 def _system(row: Row, columns: ColumnNames | None) -> RawMessages:
     column = column_of(row, "system", columns)
-    text = "" if column is None else _checked_text(row, column)
+    text = "" if column is None else checked_text(row, column)
     return [{"role": "system", "content": text}] if text.strip() else []
 
 
@@ -148,17 +150,19 @@ def _role(message: object) -> object:
 
 
 def _text(row: Row, name: str, row_format: RowFormat, columns: ColumnNames | None) -> str:
-    return _checked_text(row, _required(row, name, row_format, columns))
+    return checked_text(row, required_column(row, name, row_format, columns))
 
 
-def _checked_text(row: Row, column: str) -> str:
+def checked_text(row: Row, column: str) -> str:
+    """The text in a column. Raises `DataError` where it holds something else."""
     value = row[column]
     if not isinstance(value, str):
         raise DataError(f"`{column}` is {describe(value)}; expected a text")
     return value
 
 
-def _required(row: Row, name: str, row_format: RowFormat, columns: ColumnNames | None) -> str:
+def required_column(row: Row, name: str, row_format: RowFormat, columns: ColumnNames | None) -> str:
+    """The column of a row for one of `COLUMNS`. Raises `DataError` where there is none."""
     column = column_of(row, name, columns)
     if column is None:
         raise DataError(_missing(f"{names_of(name, columns)} column", row_format, row, columns))

@@ -1,8 +1,9 @@
-"""Raw rows to conversations.
+"""Raw rows to conversations and documents.
 
 In: one record of the data (a line of JSONL, or an object from another kind of file), the format of the rows, and how
-the data name columns and roles. Out: a `Conversation`, or a `DataError` whose text is the reason alone, in the data's
-own names; the caller knows file and line. Columns without a meaning here are the user's own and are left alone.
+the data name columns and roles. Out: a `Conversation`, or a `Document` where the row holds its text itself, or a
+`DataError` whose text is the reason alone, in the data's own names; the caller knows file and line. Columns without a
+meaning here are the user's own and are left alone.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,16 @@ import msgspec
 from llmforge.config.data import DatasetConfig, RowFormat
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.known_names import LISTS, OWN_NAMES, Row, column_of, flow, listed, mapped_columns
-from llmforge.dataset.message_lists import LOSS_WEIGHT, Naming, column_advice, likely_columns, naming_fault, renamed
+from llmforge.dataset.message_lists import (
+    LOSS_WEIGHT,
+    Naming,
+    column_advice,
+    known_roles,
+    likely_columns,
+    naming_fault,
+    renamed,
+)
+from llmforge.dataset.row_documents import segments_document, text_document
 from llmforge.dataset.row_formats import (
     RawMessages,
     instruction_messages,
@@ -24,6 +34,7 @@ from llmforge.dataset.row_formats import (
 )
 from llmforge.dataset.sources import Record
 from llmforge.errors import DataError
+from llmforge.prompt.document import Document, TrainingRow
 from llmforge.prompt.messages import Conversation, parse_conversation
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -36,10 +47,14 @@ _READERS: dict[RowFormat, Callable[[Row, Naming], RawMessages]] = {
     "instruction": instruction_messages,
     "prompt_completion": prompt_completion_messages,
 }
+_DOCUMENT_READERS: dict[RowFormat, Callable[[Row, Naming], Document]] = {
+    "text": text_document,
+    "segments": segments_document,
+}
 
 
-def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig = _AS_IT_IS) -> Conversation:
-    """One record as a conversation; of a preference row, the one with the chosen answer.
+def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig = _AS_IT_IS) -> TrainingRow:
+    """One record as what is trained; of a preference row, the conversation with the chosen answer.
 
     `dataset.format` says how it is read; `auto` counts as `messages` here, and is resolved before by `detect_format`.
     A column that `dataset` maps is read by its name in the data alone, even where a column of llmforge's name is there.
@@ -49,13 +64,13 @@ def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfi
         return _parse_messages(record, prompt_format, dataset)
     if row_format == "preference":
         return parse_preference(record, prompt_format, dataset)[0]
-    reader = _READERS.get(row_format)
-    if reader is None:
-        raise DataError(f"rows of the format {row_format} are not supported yet")
     row = decode_record(record)
     naming = Naming.of(dataset)
+    document_reader = _DOCUMENT_READERS.get(row_format)
+    if document_reader is not None:
+        return document_reader(row, naming)
     _refuse_tools(row)
-    messages = reader(row, naming)
+    messages = _READERS[row_format](row, naming)
     try:
         return parse_conversation(messages, prompt_format)
     except DataError as error:
@@ -153,8 +168,8 @@ def _explained(error: DataError, row: Row, naming: Naming, row_format: RowFormat
     """The reason why messages are refused, in the data's own names."""
     if row_format in ("messages", "sharegpt"):
         own = (naming.columns or OWN_NAMES).messages
-        column = own if row_format == "messages" else next(iter(list_columns(row, naming)), own)
-        return naming_fault(row[column], naming) or f"{error}{_as_mapped(naming)}"
+        column = own if row_format == "messages" else next(list_columns(row, naming), own)
+        return naming_fault(row[column], naming) or f"{error}{_as_mapped(naming)}{_as_known(row[column], naming)}"
     names = ("prompt", "completion") if row_format == "prompt_completion" else ("instruction", "output")
     user, assistant = (column_of(row, name, naming.columns) for name in names)
     return f"{error} (read as {row_format}: the user's from `{user}`, the assistant's from `{assistant}`)"
@@ -176,3 +191,9 @@ def _as_mapped(naming: Naming) -> str:
     """How the job reads the columns, where a reason speaks of them by llmforge's names."""
     mapped = mapped_columns(naming.columns)
     return f" (read by dataset.columns: {flow(mapped)})" if mapped else ""
+
+
+def _as_known(messages: object, naming: Naming) -> str:
+    """Which roles are read by the meaning that they are known to have."""
+    known = known_roles(messages, naming)
+    return f" (roles are read as {flow(known)})" if known else ""

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from llmforge.dataset.assembly import gather
 from llmforge.dataset.example import IGNORED_LABEL, ExampleBatch, is_weighted
 
 Split = Literal["train", "valid"]
@@ -64,6 +65,16 @@ class SampleBatch:
     """All examples of all samples."""
     num_members: NDArray[np.int64]
     """Shape (samples,): how many examples each sample has."""
+
+    @property
+    def samples(self) -> ExampleBatch:
+        """Each sample as one long example."""
+        return ExampleBatch(self.examples.input_ids, self.examples.weights, self.examples.offsets[self.member_ends])
+
+    @property
+    def member_ends(self) -> NDArray[np.int64]:
+        """Shape (samples + 1,): which example each sample begins with."""
+        return np.concatenate([[0], np.cumsum(self.num_members)]).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.num_members)
@@ -125,20 +136,28 @@ def _values(column: pa.ChunkedArray, index: int) -> NDArray[np.int32]:
 
 
 def _record_batch(batch: SampleBatch) -> pa.RecordBatch:
-    examples = batch.examples
-    ends_of_members = np.concatenate([[0], np.cumsum(batch.num_members)]).astype(np.int64)
-    samples = ExampleBatch(examples.input_ids, examples.weights, examples.offsets[ends_of_members])
-    weighs_otherwise = samples.sums(is_weighted(examples.weights)) > 0
+    samples = batch.samples
+    weighs_otherwise = samples.sums(is_weighted(samples.weights)) > 0
     offsets = pa.array(samples.offsets, pa.int32())
-    lengths = np.diff(examples.offsets).astype(np.int32)
+    lengths = np.diff(batch.examples.offsets).astype(np.int32)
     return pa.record_batch(
         [
             pa.ListArray.from_arrays(offsets, samples.input_ids),
             pa.ListArray.from_arrays(offsets, samples.labels),
-            pa.ListArray.from_arrays(offsets, samples.weights, mask=pa.array(~weighs_otherwise)),
-            pa.ListArray.from_arrays(pa.array(ends_of_members, pa.int32()), lengths),
+            _weights_where(weighs_otherwise, samples),
+            pa.ListArray.from_arrays(pa.array(batch.member_ends, pa.int32()), lengths),
             pa.array(samples.sums(samples.weights > 0), pa.int64()),
             pa.array(samples.sums(samples.weights), pa.float64()),
         ],
         schema=SAMPLE_SCHEMA,
     )
+
+
+def _weights_where(is_kept: NDArray[np.bool_], samples: ExampleBatch) -> pa.Array:
+    """The weights of some samples, nulls for the others."""
+    if not is_kept.any():
+        return pa.nulls(len(samples), SAMPLE_SCHEMA.field("weights").type)
+    lengths = np.where(is_kept, np.diff(samples.offsets), 0)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    kept = gather(samples.weights, samples.offsets[:-1][is_kept], lengths[is_kept])
+    return pa.ListArray.from_arrays(pa.array(offsets), kept, mask=pa.array(~is_kept))

@@ -12,8 +12,11 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
 
 from llmforge.dataset.content import check_signature, text_layout
 from llmforge.dataset.file_names import FileKind, kind_of
@@ -25,7 +28,10 @@ from llmforge.storage.files import explained
 from llmforge.storage.uri import is_s3, local_path
 
 READ_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20
+"""A row is held in memory as a whole."""
 
+_LINE_END = ord("\n")
 _DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 Record = bytes | dict[str, Any]
@@ -93,10 +99,9 @@ def first_lines(uris: Sequence[str], cache_folder: Path) -> Iterator[tuple[str, 
     for uri in uris:
         ready = _ready(uri, _present_version(uri), cache_folder)
         if ready.form == "lines":
-            with ready.path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield uri, number, line.rstrip(b"\r\n")
+            with explained("read the file", ready.path), ready.path.open("rb") as file:
+                for number, line in _numbered_lines(uri, file):
+                    yield uri, number, line
         else:
             for number, record in enumerate(read_records(uri, ready.path, ready.form), start=1):
                 yield uri, number, record
@@ -160,7 +165,7 @@ def _blocks_of(uri: str, is_validation: bool, block_bytes: int, cache_folder: Pa
     ready = _ready(uri, version, cache_folder)
     num_records = 0
     if ready.form == "lines":
-        for start, end, line in _cut_lines(ready.path, block_bytes):
+        for start, end, line in _cut_lines(uri, ready.path, block_bytes):
             num_records += 1
             yield LineBlock(uri, start, end, line, is_validation, version)
     else:
@@ -171,20 +176,48 @@ def _blocks_of(uri: str, is_validation: bool, block_bytes: int, cache_folder: Pa
         raise DataError(f"{uri}: no records in the file; take it out of the list, or write it anew")
 
 
-def _cut_lines(path: Path, block_bytes: int) -> Iterator[tuple[int, int, int]]:
-    """Start, end, and number of the first line of runs of whole lines."""
+def _cut_lines(uri: str, path: Path, block_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Start, end, and number of the first line of runs of whole lines, each as short as `block_bytes` allows."""
     start = position = 0
     first_line = line = 1
-    read_bytes = min(READ_BYTES, block_bytes)
-    with path.open("rb") as file:
-        while text := file.read(read_bytes) + file.readline():
-            position += len(text)
-            line += text.count(b"\n")
-            if position - start >= block_bytes:
-                yield start, position, first_line
-                start, first_line = position, line
+    buffer = bytearray(READ_BYTES)
+    values = np.frombuffer(buffer, np.uint8)
+    with explained("read the file", path), path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(buffer):
+            done = 0
+            while done < num_bytes:
+                enough = max(done, start + block_bytes - 1 - position)
+                end = buffer.find(b"\n", enough, num_bytes) + 1
+                # Counting by numpy is three times as fast as `bytes.count`.
+                line += int(np.count_nonzero(values[done : end or num_bytes] == _LINE_END))
+                done = end or num_bytes
+                if end:
+                    yield start, position + end, first_line
+                    start, first_line = position + end, line
+            position += num_bytes
+            if position - start > block_bytes + MAX_LINE_BYTES:
+                raise _too_long(uri, line)
     if position > start:
         yield start, position, first_line
+
+
+def _numbered_lines(uri: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the lines that are not blank, without their ends."""
+    for number in count(1):
+        line = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise _too_long(uri, number)
+        if line.strip():
+            yield number, line.rstrip(b"\r\n")
+
+
+def _too_long(uri: str, line: int) -> DataError:
+    return DataError(
+        f"{uri}:{line}: found no line end in {MAX_LINE_BYTES >> 20} MiB, expected one JSON object per line; such a row"
+        " would not fit into memory: write the file anew"
+    )
 
 
 def _lines_of(block: LineBlock, path: Path) -> Iterator[tuple[int, bytes]]:

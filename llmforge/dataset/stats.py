@@ -32,17 +32,20 @@ class HistogramBin(StrictModel):
 class SplitStats(StrictModel):
     """One split of a prepared dataset."""
 
+    rows: int
+    """Rows that are used."""
     examples: int
+    """More than rows where long texts are cut into windows or rows are repeated."""
     samples: int
     """Sequences given to the model: packs, or examples where packing is off."""
     tokens: int
     trained_tokens: int
     packing_efficiency: float
     """Share of `samples * context_length` that holds tokens."""
-    longest_sample: int | None = None
-    """Tokens of the longest sequence; None in datasets of before it was measured."""
-    most_trained: int | None = None
-    """Most trained tokens of one sequence; None in datasets of before it was measured."""
+    longest_sample: int
+    """Tokens of the longest sequence."""
+    most_trained: int
+    """Most trained tokens of one sequence."""
 
 
 class CheckTotals(StrictModel):
@@ -91,7 +94,7 @@ class DatasetStats(StrictModel):
     context_length: int
     lengths: LengthSummary
     """Of all rows that can be trained on, also those that are too long."""
-    length_histogram: tuple[HistogramBin, ...] = ()
+    length_histogram: tuple[HistogramBin, ...]
     """Of the same rows."""
     train: SplitStats
     valid: SplitStats | None = None

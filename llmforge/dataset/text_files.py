@@ -6,7 +6,7 @@ damaged file is a `DataError`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,10 @@ MAX_ARRAY_BYTES = 2 << 30
 """A JSON array is read as a whole."""
 
 _BUFFER_BYTES = 1 << 20
-_CSV_BLOCK_BYTES = 64 << 20
-"""A row of CSV must fit into one block."""
+_CSV_BLOCK_BYTES = (4 << 20, 64 << 20)
+"""A row of CSV must fit into one block, and pyarrow reads many of them ahead: so large ones are only a second try."""
+_ROW_BEYOND_BLOCK = "straddling"
+"""In what pyarrow says of a row that does not fit."""
 _ROWS_AT_ONCE = 1000
 
 
@@ -58,16 +60,26 @@ def array_to_lines(uri: str, source: Path, target: Path) -> None:
 
 def table_to_lines(uri: str, source: Path, target: Path, *, delimiter: str) -> None:
     """Write the rows of a CSV file with a header as JSON objects of strings, one per line."""
+    for block_bytes in _CSV_BLOCK_BYTES:
+        try:
+            _write_rows(_csv_batches(uri, source, delimiter, block_bytes), target)
+            return
+        except DataError as error:
+            if _ROW_BEYOND_BLOCK not in str(error) or block_bytes == _CSV_BLOCK_BYTES[-1]:
+                raise
+
+
+def _write_rows(batches: Iterable[pa.RecordBatch], target: Path) -> None:
     encoder = msgspec.json.Encoder()
     with target.open("wb") as out:
-        for batch in _csv_batches(uri, source, delimiter):
+        for batch in batches:
             for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                 out.write(encoder.encode_lines(batch.slice(start, _ROWS_AT_ONCE).to_pylist()))
 
 
-def _csv_batches(uri: str, source: Path, delimiter: str) -> Iterator[pa.RecordBatch]:
-    # Threads would read ahead without a limit on memory.
-    reading = csv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False)
+def _csv_batches(uri: str, source: Path, delimiter: str, block_bytes: int) -> Iterator[pa.RecordBatch]:
+    # Threads would read ahead still more.
+    reading = csv.ReadOptions(block_size=block_bytes, use_threads=False)
     parsing = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     with damage_named(uri, "CSV"), csv.open_csv(source, reading, parsing) as reader:
         names = reader.schema.names

@@ -12,6 +12,7 @@ their places by array operations: there is no Python object per token, and few p
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -31,6 +32,16 @@ SEAM_WINDOW = 16
 
 _Window = tuple[str, str, int]
 """The text before a seam, the text behind it, and the index of the row."""
+
+
+@dataclass(frozen=True)
+class TokenizerText:
+    """What the files of a tokenizer say."""
+
+    json: str
+    """`tokenizer.json`."""
+    eos_token: str | None = None
+    """The token that ends a text, where the files name one."""
 
 
 class SegmentTokenizer:

@@ -11,6 +11,7 @@ INVALID = "invalid"
 NO_TRAINED_TOKEN = "no trained token"
 TOO_LONG = "longer than context_length"
 DUPLICATE = "duplicate of an earlier row"
+BEYOND_SHARE = "beyond the share of its source"
 NOTHING_LEFT = "no trained token within context_length"
 
 

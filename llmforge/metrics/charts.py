@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from llmforge.metrics.data_facts import Lengths
 from llmforge.metrics.meters import Record
 
 MAX_POINTS = 600
@@ -40,15 +41,6 @@ class Chart:
     """The drawing for small places, about 360 by 220 pixels."""
     wide_svg: str | None = None
     """The same for a wide place, about 740 by 480 pixels; None where only the small one is drawn."""
-
-
-@dataclass(frozen=True)
-class LengthBin:
-    """How many examples have a length from `shortest` to `longest` tokens, both included."""
-
-    shortest: int
-    longest: int
-    count: int
 
 
 @dataclass(frozen=True)
@@ -81,8 +73,9 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
     return charts
 
 
-def draw_lengths(bins: Sequence[LengthBin], context_length: int) -> Chart:
-    """A histogram of at least one bin, with the context length marked; the last bin may be wider than the others."""
+def draw_lengths(lengths: Lengths) -> Chart:
+    """A histogram with the context length marked; the last bin may be wider than the others."""
+    bins, context_length = lengths.bins, lengths.context_length
     width = bins[0].longest - bins[0].shortest + 1
 
     def draw(axes: Axes) -> None:

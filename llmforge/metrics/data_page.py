@@ -11,43 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmforge.config.memory_plan import GIB, MemoryPlan
-from llmforge.metrics.charts import LengthBin, draw_lengths
+from llmforge.metrics.charts import draw_lengths
+from llmforge.metrics.data_facts import DataFacts, length_lines
 from llmforge.metrics.page import render_page, write_page
-from llmforge.metrics.summary import Tile, printable_text
-
-BAR_WIDTH = 40
-
-
-@dataclass(frozen=True)
-class RowCount:
-    """What became of some rows."""
-
-    what: str
-    count: int
-    share: float
-    """Of all rows."""
-
-
-@dataclass(frozen=True)
-class SplitLine:
-    """One split of the prepared dataset."""
-
-    name: str
-    examples: int
-    samples: int
-    tokens: int
-    trained_tokens: int
-    packing_efficiency: float
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Lengths of the examples, in tokens."""
-
-    summary: str
-    bins: Sequence[LengthBin]
-    """Empty where they were not counted."""
-    context_length: int
+from llmforge.metrics.summary import Tile, bytes_text, printable_text
 
 
 @dataclass(frozen=True)
@@ -79,12 +46,7 @@ class DataPage:
     """What the job is, by name: model, prompt format, method."""
     warnings: Sequence[str]
     tiles: Sequence[Tile]
-    rows: Sequence[RowCount]
-    num_dropped: int
-    dropped_file: str
-    """Lists every row that is not used, with its reason."""
-    splits: Sequence[SplitLine]
-    lengths: Lengths
+    data: DataFacts
     memory: Memory
     expected: Mapping[str, str]
     """Steps, tokens, time and cost, in words."""
@@ -97,31 +59,20 @@ def write_data_page(path: Path, page: DataPage) -> None:
 
 def render_data_page(page: DataPage) -> str:
     """The page as text."""
-    lengths = page.lengths
-    chart = draw_lengths(lengths.bins, lengths.context_length) if lengths.bins else None
-    return render_page("data.html.jinja", page=page, chart=chart, gib=GIB)
+    return render_page("data.html.jinja", page=page, chart=draw_lengths(page.data.lengths))
 
 
 def data_lines(page: DataPage) -> Iterator[str]:
     """What the statistics of the data stage do not say: the lengths as bars, the memory, and what is to be expected."""
-    if page.num_dropped:
-        yield f"dropped rows: {page.dropped_file}"
-    yield from _length_lines(page.lengths)
+    if page.data.num_dropped:
+        yield printable_text(f"dropped rows: {page.data.dropped_file}")
+    yield from length_lines(page.data.lengths)
     memory = page.memory
     if memory.plan is not None:
-        yield f"memory of each device, {memory.batch}: {memory.plan.total_bytes / GIB:.2f} GiB"
+        yield f"memory of each device, {memory.batch}: {bytes_text(memory.plan.total_bytes)}"
         width = max(len(part.name) for part in memory.plan.parts)
         for part in memory.plan.parts:
-            yield f"  {part.name:{width}}  {part.num_bytes / GIB:9.3f} GiB  {part.formula}"
-    yield f"memory: {memory.verdict}"
+            yield f"  {part.name:{width}}  {bytes_text(part.num_bytes):>10}  {part.formula}"
+    yield printable_text(f"memory: {memory.verdict}")
     for name, text in page.expected.items():
         yield printable_text(f"{name}: {text}")
-
-
-def _length_lines(lengths: Lengths) -> Iterator[str]:
-    most = max((bin.count for bin in lengths.bins), default=0)
-    digits = max((len(f"{bin.longest:,}") for bin in lengths.bins), default=0)
-    for bin in lengths.bins:
-        bar = "█" * max(round(BAR_WIDTH * bin.count / most), 1 if bin.count else 0)
-        mark = "  longer than context_length" if bin.shortest > lengths.context_length and bin.count else ""
-        yield f"  {bin.shortest:>{digits},} to {bin.longest:>{digits},}  {bin.count:>9,}  {bar}{mark}".rstrip()

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llmforge.metrics.meters import duration_text, perplexity
-from llmforge.metrics.summary import decimal_text, number_text, printable_text, visible_text
+from llmforge.metrics.summary import bytes_text, decimal_text, number_text, printable_text, visible_text
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def render_page(template: str, **values: object) -> str:
     )
     environment.filters.update(
         number=number_text,
+        bytes=bytes_text,
         decimal=decimal_text,
         duration=duration_text,
         visible=visible_text,

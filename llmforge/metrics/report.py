@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llmforge.metrics.charts import draw_charts
+from llmforge.metrics.charts import draw_charts, draw_lengths
+from llmforge.metrics.data_facts import DataFacts
 from llmforge.metrics.meters import Record
 from llmforge.metrics.page import ExampleSegment, render_page, write_page
-from llmforge.metrics.summary import best_evaluation, find_warnings, merge_records, stat_tables, summarise
+from llmforge.metrics.summary import best_evaluation, find_warnings, merge_records, summarise
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class ReportData:
     run_name: str
     records: Sequence[Record]
     """Metric records (see `meters.py`) in any order; of two values for the same key and step the later one counts."""
-    data_stats: Mapping[str, object]
-    """Numbers and texts by name; a mapping among them becomes a table of its own."""
     job_yaml: str
     """The resolved job."""
+    facts: DataFacts | None = None
+    """Of the data that it was trained on."""
     description: str = ""
     """One line below the name: model, method, devices."""
     best_checkpoint: BestCheckpoint | None = None
@@ -72,5 +73,5 @@ def render_report(data: ReportData) -> str:
         charts=draw_charts(records),
         evaluations=[record for record in records if "eval/loss" in record],
         best_step=None if best is None else best["step"],
-        stat_tables=stat_tables(data.data_stats),
+        lengths_chart=None if data.facts is None else draw_lengths(data.facts.lengths),
     )

@@ -1,14 +1,13 @@
 """A run in words and numbers: what the report says besides its charts.
 
-In: metric records (see `meters.py`) and data statistics. Out: tiles, tables and warnings as plain texts, not escaped
-for any format.
+In: metric records (see `meters.py`). Out: tiles and warnings as plain texts, not escaped for any format.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmforge.metrics.meters import Record, duration_text, perplexity
@@ -29,14 +28,6 @@ class Tile:
     label: str
     value: str
     detail: str = ""
-
-
-@dataclass(frozen=True)
-class StatTable:
-    """Statistics that belong together."""
-
-    title: str
-    rows: Sequence[tuple[str, str]]
 
 
 def merge_records(records: Iterable[Record]) -> list[Record]:
@@ -85,22 +76,6 @@ def find_warnings(records: Sequence[Record]) -> list[str]:
     return warnings
 
 
-def stat_tables(stats: Mapping[str, object], title: str = "") -> list[StatTable]:
-    """The statistics as tables: plain values in the first, then one for each mapping, depth first."""
-    plain = [(label(key), number_text(value)) for key, value in stats.items() if not isinstance(value, Mapping)]
-    tables = [StatTable(title, plain)] if plain else []
-    for key, value in stats.items():
-        if isinstance(value, Mapping):
-            inner_title = f"{title}: {label(key)}" if title else label(key).capitalize()
-            tables.extend(stat_tables(value, inner_title) or [StatTable(inner_title, [("none", "")])])
-    return tables
-
-
-def label(key: str) -> str:
-    """A key as words: `num_rows_used` -> `rows used`."""
-    return key.removeprefix("num_").replace("_", " ")
-
-
 def number_text(value: object) -> str:
     """A value for people: thousands separated, four digits of a fraction, items of a list separated by commas."""
     match value:
@@ -130,6 +105,14 @@ def count_text(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count:,.0f}"
+
+
+def bytes_text(num_bytes: float) -> str:
+    """An amount of memory: `3.25 MiB`, `41.20 GiB`."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.2f} {name}"
+    return f"{num_bytes / 2**10:.2f} KiB"
 
 
 def visible_text(text: str) -> str:

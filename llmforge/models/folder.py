@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from llmforge.config.job_memory import ModelSizes
 from llmforge.config.model import HubModel
 from llmforge.config.model_shape import ModelShape, read_model_shape
 from llmforge.errors import ModelError
@@ -36,6 +37,11 @@ class ModelFacts:
     shape: ModelShape | None = None
     """None for a family whose layers are not known."""
 
+    @property
+    def sizes(self) -> ModelSizes:
+        """What a memory plan needs of it."""
+        return ModelSizes(self.shape, self.num_parameters, self.hidden_size)
+
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -45,11 +51,18 @@ class ModelFiles:
     template: TokenizerTemplate | None
     """The chat template beside the tokenizer, where there is one."""
     facts: ModelFacts
+    eos_token: str | None = None
+    """The token that ends a text, where the tokenizer names one."""
 
 
 def read_model_files(folder: Path) -> ModelFiles:
     """The small files of a model's folder. Raises `ModelError` where one is missing or damaged."""
-    return ModelFiles(read_tokenizer_json(folder), read_tokenizer_template(folder), read_model_facts(folder))
+    return ModelFiles(
+        read_tokenizer_json(folder),
+        read_tokenizer_template(folder),
+        read_model_facts(folder),
+        read_eos_token(folder),
+    )
 
 
 def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
@@ -100,9 +113,12 @@ def read_tokenizer_template(folder: Path) -> TokenizerTemplate | None:
         return None
     if not isinstance(template, str):
         raise _damaged(path, "expected chat_template to be a text, or a list of {name, template}")
-    if "added_tokens_decoder" not in config:
-        config |= _read_object(folder / "special_tokens_map.json")
-    return TokenizerTemplate(template, tuple(_special_tokens(config).items()))
+    return TokenizerTemplate(template, tuple(_special_tokens(folder, config).items()))
+
+
+def read_eos_token(folder: Path) -> str | None:
+    """The token that ends a text, as `transformers` has it. Raises `ModelError` where a file is damaged."""
+    return _special_tokens(folder, _read_object(folder / "tokenizer_config.json")).get("eos_token")
 
 
 def _default_template(found: object) -> object:
@@ -113,8 +129,10 @@ def _default_template(found: object) -> object:
     return named.get("default")
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """Names and texts, as `special_tokens_map` of `transformers` has them."""
+def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Names and texts, as `special_tokens_map` of `transformers` has them, from the tokenizer's configuration."""
+    if "added_tokens_decoder" not in config:
+        config = config | _read_object(folder / "special_tokens_map.json")
     extra = config.get("extra_special_tokens")
     entries = {name: value for name, value in config.items() if name.endswith("_token")}
     entries |= extra if isinstance(extra, dict) else {}

@@ -5,7 +5,7 @@ In: the `messages` list of one row, as parsed from JSON. Out: a `Conversation` w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple, cast
@@ -75,11 +75,10 @@ def _parse_message(raw: object, number: int, prompt_format: PromptFormat) -> Mes
         )
     if not isinstance(content, str):
         raise DataError(f"message {number} ({role}) has {_describe(content)} as content; expected a string")
-    if not content.isascii():
-        _check_characters(content, f"message {number} ({role})")
+    check_characters(content, f"message {number} ({role})")
     if (not content or content.isspace()) and _is_empty(cast(Role, role), content, prompt_format):
         raise DataError(f"message {number} ({role}) has empty content; write a text or remove the row")
-    return Message(cast(Role, role), content, _weight(raw, number) if len(raw) > 2 else 1.0)
+    return Message(cast(Role, role), content, loss_weight(raw, f"message {number}") if len(raw) > 2 else 1.0)
 
 
 def _unknown_role(role: object) -> str:
@@ -91,21 +90,27 @@ def _unknown_role(role: object) -> str:
     return f"has role {role!r}; allowed are {', '.join(ROLES)}"
 
 
-def _check_characters(content: str, place: str) -> None:
-    """JSON escapes and undecodable bytes on a command line can leave half a surrogate pair, which is no character."""
+def check_characters(text: str, place: str) -> None:
+    """Raise `DataError` for half of a surrogate pair, which is no character.
+
+    JSON escapes and undecodable bytes on a command line can leave one.
+    """
+    if text.isascii():
+        return
     try:
-        content.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        found = f"{content[error.start]!r} at character {error.start + 1}"
+        found = f"{text[error.start]!r} at character {error.start + 1}"
         raise DataError(f"{place} holds {found}, which is half of a surrogate pair; write valid Unicode") from error
 
 
-def _weight(raw: dict[str, object], number: int) -> float:
+def loss_weight(raw: Mapping[str, object], place: str) -> float:
+    """The factor that `weight` and `train` of a message or a piece of text give to its loss. Raises `DataError`."""
     weight, train = raw.get("weight", 1), raw.get("train", True)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise DataError(f"message {number} has weight {weight!r}; expected a number from 0, which leaves the turn out")
+        raise DataError(f"{place} has weight {weight!r}; expected a number from 0, which leaves it out")
     if not isinstance(train, bool):
-        raise DataError(f"message {number} has train {train!r}; expected true or false")
+        raise DataError(f"{place} has train {train!r}; expected true or false")
     return float(weight) if train else 0.0
 
 

@@ -8,15 +8,23 @@ for several processes of a machine at once.
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from llmforge.errors import StorageError
 from llmforge.storage import files
+from llmforge.storage.patience import patiently
 from llmforge.storage.s3 import ObjectFacts, S3Storage
 from llmforge.storage.types import NotFoundError
 from llmforge.storage.uri import is_s3, local_path, split_s3
+
+_KEPT_FROM_BYTES = 32 << 20
+"""Smaller files are read again in no time."""
+_CLOCK_SECONDS = 2.0
+"""Above the step of the clocks of file systems."""
 
 
 class ChangedError(StorageError):
@@ -33,8 +41,12 @@ class FileFingerprint:
     """`sha256:...` of the bytes of a local file, `etag:...` of an object."""
 
 
-def fingerprint(uri: str) -> FileFingerprint:
-    """Look at a file: a local one is read whole, an object costs one request. Raises `NotFoundError`."""
+def fingerprint(uri: str, cache_folder: Path | None = None) -> FileFingerprint:
+    """Look at a file: a local one is read whole, an object costs one request.
+
+    The checksum of a large local file is kept in `cache_folder`, and taken from there as long as the file is untouched.
+    Raises `NotFoundError`, and `ChangedError` for a file that is written meanwhile.
+    """
     if is_s3(uri):
         storage, key = _object(uri)
         facts = storage.describe(key)
@@ -43,7 +55,14 @@ def fingerprint(uri: str) -> FileFingerprint:
     if not path.exists():
         raise NotFoundError(f"{uri}: no such file. Check the path.")
     with files.explained("read the file", path):
-        return FileFingerprint(uri, path.stat().st_size, f"sha256:{files.sha256_of(path)}")
+        status = path.stat()
+        if cache_folder is None or status.st_size < _KEPT_FROM_BYTES or not _is_settled(status):
+            checksum = files.sha256_of(path)
+        else:
+            checksum = _kept_checksum(path, status, cache_folder)
+        if _state_of(path.stat()) != _state_of(status):
+            raise changed(uri)
+    return FileFingerprint(uri, status.st_size, f"sha256:{checksum}")
 
 
 def file_version(uri: str) -> str:
@@ -112,12 +131,34 @@ def changed(uri: str) -> ChangedError:
     return ChangedError(f"{uri}: changed while it was read; start the job again once nobody writes it")
 
 
+def _kept_checksum(path: Path, status: os.stat_result, cache_folder: Path) -> str:
+    target = cache_folder / "checksums" / _cache_name(str(path), _state_of(status))
+    if target.is_file():
+        return target.read_text()
+    checksum = files.sha256_of(path)
+    with files.explained("write the file", target), files.atomic_target(target) as partial:
+        partial.write_text(checksum)
+    return checksum
+
+
+def _state_of(status: os.stat_result) -> str:
+    """What no write leaves as it was: the time of change of the entry cannot be set."""
+    values = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return ":".join(map(str, values))
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    """Whether a write from now on would show, since the clock of the file system has gone on since the last one."""
+    return time.time() - max(status.st_mtime, status.st_ctime) > _CLOCK_SECONDS
+
+
 def _download(storage: S3Storage, key: str, version: str, target: Path) -> None:
     uri = f"{storage.root_uri}/{key}"
     with files.atomic_target(target) as partial:
         if _version_of(storage.describe(key)) != version:
             raise changed(uri)
-        storage.download(key, partial)
+        # The server has just answered, so what stops it now is a disturbance and no wrong address.
+        patiently(lambda: storage.download(key, partial))
         if not _is_whole(partial, version) or _version_of(storage.describe(key)) != version:
             raise changed(uri)
 

@@ -170,6 +170,25 @@ def local_folder(
     return folder
 
 
+def check_folder(storage: Storage, prefix: str, manifest: Manifest) -> None:
+    """See that the files of a committed folder are there and have their sizes; those of this machine are read whole.
+
+    Raises `DamagedError` that names every wrong file.
+    """
+    if isinstance(storage, LocalStorage):
+        local_folder(storage, prefix, manifest, storage.root / prefix)
+        return
+    sizes = {file.key: file.size_bytes for file in storage.list(prefix)}
+
+    def problem_of(record: FileRecord) -> str | None:
+        found = sizes.get(join_key(prefix, record.path))
+        if found is None:
+            return f"{record.path}: missing"
+        return None if found == record.size_bytes else _other_size(record, found)
+
+    _check_files(join_uri(storage.root_uri, prefix), manifest, None, problem_of)
+
+
 def remove_folder(storage: Storage, prefix: str) -> None:
     """Remove a folder, its manifest first, so that what is left when it is cut short exists for no reader."""
     storage.delete(join_key(prefix, MANIFEST_NAME))
@@ -226,9 +245,13 @@ def _fetch_file(storage: Storage, key: str, record: FileRecord, target: Path) ->
 def _verify(file: Path, record: FileRecord) -> None:
     found = FileRecord.of(file, record.path)
     if found.size_bytes != record.size_bytes:
-        raise DamagedError(f"{record.path}: {found.size_bytes} bytes, not the {record.size_bytes} bytes written")
+        raise DamagedError(_other_size(record, found.size_bytes))
     if found != record:
         raise DamagedError(f"{record.path}: SHA-256 {found.sha256}, not the {record.sha256} written")
+
+
+def _other_size(record: FileRecord, size_bytes: int) -> str:
+    return f"{record.path}: {size_bytes} bytes, not the {record.size_bytes} bytes written"
 
 
 def _files_of(folder: Path) -> list[tuple[Path, str]]:

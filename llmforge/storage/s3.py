@@ -21,6 +21,7 @@ from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.exceptions import S3DownloadFailedError
 
 from llmforge.errors import StorageError
 from llmforge.storage import files, s3_errors
@@ -135,7 +136,7 @@ class S3Storage:
         # Some of boto3's exceptions are `OSError`s too, so they are asked for first.
         try:
             yield
-        except (BotoCoreError, ClientError, Boto3Error) as error:
+        except (BotoCoreError, ClientError, Boto3Error, S3DownloadFailedError) as error:
             raise s3_errors.explain(self._cause(error), self._uri(key), action, self._endpoint()) from error
         except OSError as error:
             raise files.explain(f"{action} on this machine's side", self._uri(key), error) from error

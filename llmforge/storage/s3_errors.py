@@ -6,14 +6,15 @@ shown only where we have no better words; credentials never are.
 
 from __future__ import annotations
 
-from boto3.exceptions import Boto3Error
+from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore import exceptions as sdk
 from botocore.exceptions import BotoCoreError, ClientError
+from s3transfer.exceptions import S3DownloadFailedError
 
 from llmforge.errors import StorageError
-from llmforge.storage.types import NotFoundError
+from llmforge.storage.types import NotFoundError, PassingError
 
-SdkError = BotoCoreError | ClientError | Boto3Error
+SdkError = BotoCoreError | ClientError | Boto3Error | S3DownloadFailedError
 
 _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 
@@ -30,6 +31,8 @@ _WRONG_REGION = (
     "the bucket is in another region",
     "Set AWS_DEFAULT_REGION to the region of the bucket, or AWS_ENDPOINT_URL to its server.",
 )
+_PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"})
+_CHANGED = ("the object was changed while it was being read", "Try again once nobody writes it.")
 _OVERLOADED = ("the server is overloaded or out of order", "Try again later.")
 
 _ANSWERS: dict[str, tuple[str, str]] = {
@@ -72,13 +75,14 @@ _ANSWERS: dict[str, tuple[str, str]] = {
     "502": _OVERLOADED,
     "503": _OVERLOADED,
     "504": _OVERLOADED,
-    "PreconditionFailed": ("the object was changed while it was being read", "Try again once nobody writes it."),
+    "PreconditionFailed": _CHANGED,
 }
 
 _NO_CREDENTIALS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on all nodes, or give the machines a role."
 _UNREACHABLE = "Check AWS_ENDPOINT_URL, that the server runs, and the network and proxy of this machine."
 
-_FAILURES: tuple[tuple[type[BotoCoreError], str, str], ...] = (
+_BROKEN_CONNECTIONS = (sdk.ConnectionError, sdk.HTTPClientError, sdk.IncompleteReadError, RetriesExceededError)
+_FAILURES: tuple[tuple[type[Exception], str, str], ...] = (
     (sdk.NoCredentialsError, "no credentials were found", _NO_CREDENTIALS),
     (sdk.PartialCredentialsError, "only a part of the credentials was found", _NO_CREDENTIALS),
     (sdk.CredentialRetrievalError, "the credentials could not be fetched", _NO_CREDENTIALS),
@@ -86,6 +90,9 @@ _FAILURES: tuple[tuple[type[BotoCoreError], str, str], ...] = (
     (sdk.SSLError, "the server's certificate is not trusted", "Set AWS_CA_BUNDLE to a file with its authority."),
     (sdk.ConnectionError, "the server cannot be reached", _UNREACHABLE),
     (sdk.HTTPClientError, "the connection to the server failed", _UNREACHABLE),
+    (sdk.IncompleteReadError, "the connection to the server broke", _UNREACHABLE),
+    (RetriesExceededError, "the connection to the server broke again and again", _UNREACHABLE),
+    (S3DownloadFailedError, *_CHANGED),
     (sdk.FlexibleChecksumError, "the bytes received do not have the checksum stored with them", "Try again."),
     (sdk.NoRegionError, "no region is set", "Set AWS_DEFAULT_REGION."),
     (sdk.ParamValidationError, "the address is not valid", "Correct it: s3://bucket/prefix."),
@@ -93,17 +100,22 @@ _FAILURES: tuple[tuple[type[BotoCoreError], str, str], ...] = (
 
 
 def explain(error: SdkError, uri: str, action: str, endpoint: str) -> StorageError:
-    """The `StorageError` for what stopped `action` on `uri`; a `NotFoundError` for a missing object."""
+    """What stopped `action` on `uri`: a `NotFoundError`, a `PassingError`, or else a plain `StorageError`."""
     code = error_code(error)
     if code in _MISSING:
         return NotFoundError(f"{uri}: no such object at {endpoint}. Check the address.")
     found, advice = _words(error, code)
-    return StorageError(f"{uri}: cannot {action}: {found}; the server is {endpoint}. {advice}")
+    kind = PassingError if _may_pass(error, code) else StorageError
+    return kind(f"{uri}: cannot {action}: {found}; the server is {endpoint}. {advice}")
 
 
 def error_code(error: BaseException | None) -> str:
     """The code in a server's answer; empty when the error is not an answer."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+
+
+def _may_pass(error: SdkError, code: str) -> bool:
+    return code in _PASSING or (isinstance(error, _BROKEN_CONNECTIONS) and not isinstance(error, sdk.SSLError))
 
 
 def _words(error: SdkError, code: str) -> tuple[str, str]:

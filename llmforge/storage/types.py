@@ -21,3 +21,7 @@ class StoredFile:
 
 class NotFoundError(StorageError):
     """The file is not there, while the storage itself can be read."""
+
+
+class PassingError(StorageError):
+    """The server, or the way to it, is disturbed; the same request may well succeed a little later."""

@@ -22,11 +22,13 @@ from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.deepspeed import deepspeed_config_of, read_deepspeed
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
-from llmforge.config.resolve import JobFacts, job_digest, resolve_job, size_job
+from llmforge.config.resolve import JobFacts, job_digest, resolve_job
+from llmforge.config.sizing import size_job
+from llmforge.dataset.facts import data_facts
 from llmforge.dataset.job_format import with_imported_format
 from llmforge.dataset.pipeline import prepare
 from llmforge.dataset.preview import preview_rows
-from llmforge.dataset.tokenize import special_tokens
+from llmforge.dataset.tokenize import TokenizerText, special_tokens
 from llmforge.errors import CheckpointError, ConfigError
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
@@ -86,14 +88,14 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     with timer.phase("prepare data"):
         prepared = prepare(
             job,
-            model.tokenizer_json,
+            TokenizerText(model.tokenizer_json, model.eos_token),
             output,
             request.cache_folder,
             model_context_length=model.facts.context_length,
             progress=display.data,
         )
     display.message(prepared.stats.describe())
-    job = size_job(job, prepared.sizes(model.facts.context_length))
+    job = size_job(job, prepared.sizes(model.facts.context_length), model.facts.sizes)
     job_text = job_to_yaml(job, request.job)
     run_storage = open_storage(run_uri)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
@@ -117,10 +119,11 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         record.close()
     checkpoints = CheckpointStore(run_storage)
     result = RunResult(run_uri, checkpoints.resolve("best"), checkpoints.resolve("latest"))
-    rows = preview_rows(job, model.tokenizer_json, request.cache_folder)
+    rows = preview_rows(job, model.tokenizer_json, request.cache_folder, model.eos_token)
     encoded = ((row.place, row.encoded.pieces) for row in rows if row.encoded is not None)
     preview = dict(islice(encoded, NUM_REPORTED_EXAMPLES))
-    store_report(run_storage, job, job_text, prepared.stats, record.records, result.best, preview)
+    facts = data_facts(prepared.stats, join_uri(output.root_uri, prepared.prefix))
+    store_report(run_storage, job, job_text, facts, record.records, result.best, preview)
     return result
 
 
@@ -135,8 +138,7 @@ def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, Storage
         has_gpu=cluster.num_gpus > 0,
         started_at=datetime.now(),
         model_context_length=model.facts.context_length,
-        num_parameters=model.facts.num_parameters,
-        hidden_size=model.facts.hidden_size,
+        model=model.facts.sizes,
     )
     job = _with_absolute_folders(resolve_job(job, facts))
     deepspeed_config_of(job, model.facts.hidden_size or 0)  # the workers' own, made here for its checks

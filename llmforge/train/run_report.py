@@ -8,7 +8,7 @@ from pathlib import Path
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
 from llmforge.dataset.preview import Piece
-from llmforge.dataset.stats import DatasetStats
+from llmforge.metrics.data_facts import DataFacts
 from llmforge.metrics.meters import Record
 from llmforge.metrics.page import ExampleSegment
 from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, write_report
@@ -22,7 +22,7 @@ def store_report(
     storage: Storage,
     job: JobConfig,
     job_text: str,
-    stats: DatasetStats,
+    facts: DataFacts,
     records: Sequence[Record],
     best: CheckpointInfo,
     preview: Mapping[str, Sequence[Piece]],
@@ -32,7 +32,7 @@ def store_report(
     data = ReportData(
         run_name=str(job.run_name),
         records=records,
-        data_stats=stats.model_dump(mode="json"),
+        facts=facts,
         job_yaml=job_text,
         description=f"{job.model_id}, {job.method}, {job.num_devices} x {job.accelerator}, {job.precision}",
         best_checkpoint=BestCheckpoint(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmforge.dataset.pipeline import PreparedDataset
+from llmforge.dataset.prepared import PreparedDataset
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,18 @@ def _refusal(user: dict[str, Any], **changes: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def test_a_batch_that_is_not_chosen_yet_is_left_open() -> None:
+    config = _build({"train_batch_size": "auto"}, micro_batch_size=None)
+    assert config["train_batch_size"] == "auto"
+    assert "train_micro_batch_size_per_gpu" not in config
+    assert config["gradient_accumulation_steps"] == 2
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1), ("fp16", 1)])
+def test_sixteen_bits_need_zero(precision: str, stage: int) -> None:
+    assert _build({}, zero_stage=0, precision=precision)["zero_optimization"]["stage"] == stage
+
+
 def test_every_auto_is_filled_in() -> None:
     config = _build(ZERO_3)
     assert "auto" not in json.dumps(config)

@@ -143,8 +143,8 @@ UNKNOWN_KEYS = {
     "valid_path: [{path: a.jsonl, wieght: 1}]": "valid_path[0].wieght: unknown key (did you mean weight?)",
     "dataset: {columns: {mesages: a}}": "dataset.columns.mesages: unknown key (did you mean messages?)",
     "dataset: {columns: {from: role}}": (
-        "dataset.columns.from: unknown key (allowed: messages, role, content, weight, train, instruction, input, output, "
-        "system, history, prompt, completion, chosen, rejected, text)"
+        "dataset.columns.from: unknown key (allowed: messages, role, content, weight, train, instruction, input, "
+        "output, system, history, prompt, completion, chosen, rejected, text, segments)"
     ),
 }  # fmt: skip
 WRONG_VALUES = {

@@ -9,13 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmforge.config.job import JobConfig
+from llmforge.config.job_memory import ModelSizes
 from llmforge.config.job_yaml import job_from_yaml, job_to_yaml
 from llmforge.config.keys import SECTIONS, JobKeys
-from llmforge.config.resolve import DataSizes, JobFacts, resolve_job, size_job
+from llmforge.config.resolve import JobFacts, resolve_job
+from llmforge.config.sizing import DataSizes, size_job
 from tests.config.conftest import Load
 from tests.config.test_job import PUBLISHED
 
-FACTS = JobFacts(has_gpu=True, started_at=datetime(2026, 1, 2), num_parameters=10**9, device_memory_bytes=2**35)
+FACTS = JobFacts(has_gpu=True, started_at=datetime(2026, 1, 2), model=ModelSizes(num_stored=10**9))
 
 
 @pytest.mark.parametrize(

@@ -13,28 +13,29 @@ from hypothesis import strategies as st
 
 from llmforge.config.families import find_family
 from llmforge.config.job import JobConfig
-from llmforge.config.resolve import (
-    DataSizes,
-    JobFacts,
-    global_batch_size,
-    job_digest,
-    measured_context_length,
-    resolve_job,
-    size_job,
-    steps_per_epoch,
-)
+from llmforge.config.job_memory import ModelSizes, SequenceSizes
+from llmforge.config.model_shape import read_model_shape
+from llmforge.config.resolve import JobFacts, job_digest, resolve_job
+from llmforge.config.sizing import DataSizes, global_batch_size, measured_context_length, size_job, steps_per_epoch
 from llmforge.errors import ConfigError
 from tests.config.conftest import Load
 
+LLAMA_8B = {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
 STARTED = datetime(2026, 3, 4, 5, 6, 7)
 CPU = JobFacts(has_gpu=False, started_at=STARTED)
 GPU = JobFacts(
     has_gpu=True,
     started_at=STARTED,
-    device_memory_bytes=80 * 2**30,
     model_context_length=8192,
-    num_parameters=8_000_000_000,
-    hidden_size=4096,
+    model=ModelSizes(num_stored=8_000_000_000, hidden_size=4096),
 )
 SIZES = DataSizes(length_p95=300, longest_tokens=5000, num_train_samples=1000, model_context_length=8192)
 
@@ -51,20 +52,22 @@ def test_a_full_job_on_a_cpu(load: Load) -> None:
     assert job["attention"] == "sdpa"
     assert (job["packing"], job["padding"]) == (True, None)
     assert job["learning_rate"] == 1e-5
-    assert job["train_batch_size_per_device"] == 4
+    assert job["train_batch_size_per_device"] is None
     assert job["optimizer"]["fused"] is False
     assert job["deepspeed"] == {"zero_optimization": {"stage": 0}}
     assert job["context_length"] is None
 
 
 def test_a_lora_job_on_gpus(load: Load) -> None:
-    job = _resolved(load("lora_config: {r: 4}\nnum_devices: 8\n"), GPU)
+    resources = "worker_resources: {'accelerator_type:A100-80G': 0.001}"
+    facts = replace(GPU, model=ModelSizes(read_model_shape(LLAMA_8B)))
+    job = _resolved(load(f"lora_config: {{r: 4}}\nnum_devices: 8\n{resources}\n"), facts)
     assert job["accelerator"] == "gpu"
     assert job["precision"] == "bf16"
     assert job["learning_rate"] == 1e-4
     assert job["optimizer"]["fused"] is True
     assert job["lora_config"]["target_modules"][:2] == ["q_proj", "k_proj"]
-    assert job["deepspeed"] == {"zero_optimization": {"stage": 0}}
+    assert job["deepspeed"] == {"zero_optimization": {"stage": 1}}  # the lowest in bf16
 
 
 def test_the_family_gives_format_and_stops(load: Load) -> None:
@@ -178,12 +181,99 @@ def test_choices_are_logged_with_their_reason(load: Load, caplog: pytest.LogCapt
         size_job(resolve_job(load("num_devices: 2\n"), CPU), SIZES)
     assert caplog.messages == [
         "accelerator: cpu, since the cluster has no GPU",
+        "precision: fp32, the default on CPUs",
         "task: instruction_tuning, only assistant turns carry loss (the closed original's default was causal_lm)",
-        "ZeRO stage 2: the memory of the devices or the size of the model is not known",
+        "learning_rate: 1e-05, the default without lora_config",
+        "ZeRO stage 2: the size of the model is not known",
         "context_length: 512; 95 of 100 examples have at most 300 tokens, rounded up to a power of two, "
         "the longest has 5000",
-        "num_epochs: 1, for at least 100 steps, of which an epoch has 125",
+        "train_batch_size_per_device: 16, the most that is taken unasked",
+        "num_epochs: 4, for at least 100 steps (min_update_steps), of which an epoch has 32",
+        "max_steps: 128, all steps of 4 epochs; an epoch has 32, of 32 sequences each",
     ]
+
+
+def test_what_the_job_says_is_not_explained(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    text = (
+        "accelerator: cpu\nprecision: fp32\ntask: causal_lm\nlearning_rate: 1e-3\ncontext_length: 64\n"
+        "train_batch_size_per_device: 2\nnum_epochs: 3\nmax_steps: 9\n"
+    )
+    with caplog.at_level(logging.INFO, logger="llmforge"):
+        size_job(resolve_job(load(text), CPU), SIZES)
+    assert caplog.messages == ["ZeRO stage 0: one device has nothing to share"]
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "message"),
+    [
+        ("num_devices: 1", 1, "ZeRO stage 1: one device has nothing to share, and 16 bits need stage 1"),
+        ("num_devices: 2", 2, "ZeRO stage 2: the memory of the devices is not known"),
+        ("deepspeed: {zero_optimization: {stage: 3}}", 3, "ZeRO stage 3: from the deepspeed section"),
+        ("deepspeed: {zero_optimization: {stage: 0}}", 0, "ZeRO stage 1: instead of 0, since bf16 needs it"),
+        (
+            "num_devices: 8\nworker_resources: {'accelerator_type:A100-80G': 1}",
+            2,
+            "ZeRO stage 2: 30.7 GiB of model state per device fit into 48.0 GiB",  # 33e9 B: 16e9 + 128e9 / 8 + 1e9
+        ),
+    ],
+)
+def test_the_zero_stage_that_runs_is_named(
+    load: Load, caplog: pytest.LogCaptureFixture, text: str, section: int, message: str
+) -> None:
+    with caplog.at_level(logging.INFO, logger="llmforge"):
+        job = resolve_job(load(text), GPU)
+    assert [line for line in caplog.messages if line.startswith("ZeRO")] == [message]
+    assert isinstance(job.deepspeed, dict)
+    assert job.deepspeed["zero_optimization"] == {"stage": section}
+
+
+@pytest.mark.parametrize(
+    ("section", "batch_size"),
+    [
+        ("{train_micro_batch_size_per_gpu: 3}", 3),
+        ("{train_batch_size: 24}", 6),
+        ("{train_batch_size: auto, train_micro_batch_size_per_gpu: auto}", None),
+    ],
+)
+def test_the_deepspeed_section_may_say_the_batch(load: Load, section: str, batch_size: int | None) -> None:
+    job = resolve_job(load(f"num_devices: 2\ngradient_accumulation_steps: 2\ndeepspeed: {section}\n"), CPU)
+    assert job.train_batch_size_per_device == batch_size
+
+
+@pytest.mark.parametrize(
+    ("text", "num_samples", "longest", "chosen", "reason"),
+    [
+        ("", 1000, 512, 16, ", the most that is taken unasked"),
+        ("", 1000, 2048, 8, "; 16 would hold 32,768 tokens, more than 16,384"),
+        ("", 1000, 20_000, 1, "; 2 would hold 40,000 tokens, more than 16,384"),
+        ("", 399, 512, 16, ", the most that is taken unasked"),  # 25 steps
+        ("", 384, 512, 8, "; 16 would leave an epoch 24 steps, fewer than 25"),
+        (
+            "num_devices: 2\ngradient_accumulation_steps: 2",
+            384,
+            512,
+            2,
+            "; 4 would leave an epoch 24 steps, fewer than 25",
+        ),
+        ("", 1, 10, 1, "; 2 would leave an epoch 1 steps, fewer than 25"),
+        (
+            "worker_resources: {'accelerator_type:L4': 1}\nlora_config: {}\nprecision: bf16",
+            1000,
+            1024,
+            2,
+            # 23.8e9 B: 16.1e9 weights, 18 x 21e6 of the adapter, 1.1e9 inputs of layers, 12 x 4 x 1024 x 128,256
+            "; 4 would take 22.2 GiB, more than 90% of the 24 GiB of L4",
+        ),
+    ],
+)
+def test_the_measured_batch(
+    load: Load, caplog: pytest.LogCaptureFixture, text: str, num_samples: int, longest: int, chosen: int, reason: str
+) -> None:
+    sizes = DataSizes(longest, longest, num_samples, None, SequenceSizes(longest, longest // 2))
+    with caplog.at_level(logging.INFO, logger="llmforge"):
+        job = size_job(resolve_job(load(text), CPU), sizes, ModelSizes(read_model_shape(LLAMA_8B)))
+    assert job.train_batch_size_per_device == chosen
+    assert f"train_batch_size_per_device: {chosen}{reason}" in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -222,17 +312,13 @@ def test_the_context_length_holds_most_examples_or_is_the_models(p95: int, longe
     ],
 )
 def test_epochs_and_steps(load: Load, text: str, num_epochs: int, max_steps: int) -> None:
-    job = resolve_job(load(f"num_devices: 2\ngradient_accumulation_steps: 2\n{text}"), CPU)
+    batch = "num_devices: 2\ngradient_accumulation_steps: 2\ntrain_batch_size_per_device: 4"
+    job = resolve_job(load(f"{batch}\n{text}"), CPU)
     assert global_batch_size(job) == 16
     assert steps_per_epoch(job, 1000) == 63
     sized = size_job(job, SIZES)
     assert (sized.num_epochs, sized.max_steps, sized.context_length) == (num_epochs, max_steps, 512)
     assert size_job(sized, SIZES) == sized
-
-
-def test_lengths_are_enough_for_the_context(load: Load) -> None:
-    sized = size_job(resolve_job(load(""), CPU), replace(SIZES, num_train_samples=None))
-    assert (sized.context_length, sized.num_epochs, sized.max_steps) == (512, None, None)
 
 
 def test_nothing_to_train_on(load: Load) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from pydantic import ValidationError
 
+from llmforge.config.data import RowFormat
 from llmforge.config.job import JobConfig
 from tests.config.conftest import Load, Problems
 
@@ -12,7 +15,6 @@ FILES = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and glo
 PLAIN = "allowed for now: files without settings of their own"
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"
-FORMATS = "auto, messages, sharegpt, instruction, prompt_completion, preference"
 REFUSED = {
     "task: classification": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
     "task: preference_tuning": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
@@ -22,12 +24,6 @@ REFUSED = {
     "valid_path: https://data.org/a.parquet": f"valid_path: not supported yet ({FILES})",
     "valid_path: [a.jsonl, hf://datasets/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
     "valid_path: [{path: a.TXT.gz}]": f"valid_path[0].path: not supported yet ({FILES})",
-    "valid_path: [{path: a.jsonl, weight: 2}]": f"valid_path[0].weight: not supported yet ({PLAIN})",
-    "valid_path: [{path: a.jsonl, columns: {role: from}}]": f"valid_path[0].columns: not supported yet ({PLAIN})",
-    "valid_path: [{path: a.jsonl, format: text}]": (
-        "valid_path[0].format: not supported yet (allowed for now: auto, messages)"
-    ),
-    "dataset: {format: segments}": f"dataset.format: not supported yet (allowed for now: {FORMATS})",
     "dataset: {load_kwargs: {}}": "dataset.load_kwargs: not supported yet (remove it)",
     "initial_base_model_ckpt_path: s3://b/m": (
         "initial_base_model_ckpt_path: not supported yet (copy the weights to a local folder)"
@@ -58,11 +54,13 @@ REFUSED = {
 ACCEPTED = [
     "task: instruction_tuning",
     "task: causal_lm",
-    "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: messages}]",
+    "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: text}]",
+    "train_path: [a.jsonl, {path: b.json, weight: 2, format: instruction, columns: {output: reply}}]",
     "valid_path: [data, s3://bucket/data/, s3://bucket/**/part-*.parquet, 'data/[ab].csv.zst', {path: a.json.gz}]",
     "dataset: {format: messages, valid_fraction: 0.1, on_invalid: drop, over_length: error, train_on: last_turn}",
     "dataset: {shuffle: false, deduplicate: true, over_length: truncate}",
     f"dataset: {{columns: {COLUMNS}, roles: {{human: user, gpt: assistant}}, min_trained_share: 0}}",
+    *(f"dataset: {{format: {name}}}" for name in get_args(RowFormat)),
     f"generation_config: {{prompt_format: {PROMPT_FORMAT}}}",
     "initial_base_model_ckpt_path: models/base",
     "lora_config: {}\ninitial_adapter_model_ckpt_path: adapters/a",
@@ -90,8 +88,8 @@ def test_accepted(load: Load, text: str) -> None:
 
 
 def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
-    assert problems("dataset:\n  format: segments\n  valid_fractoin: 0.1\n") == [
-        f"job.yaml:4: dataset.format: not supported yet (allowed for now: {FORMATS})",
+    assert problems("dataset:\n  load_kwargs: {}\n  valid_fractoin: 0.1\n") == [
+        "job.yaml:4: dataset.load_kwargs: not supported yet (remove it)",
         "job.yaml:5: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
     ]
 

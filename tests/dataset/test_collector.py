@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from llmforge.dataset.collector import Collected, ExampleCollector, Examples
+from llmforge.dataset.collector import Collected, ExampleCollector, Examples, Pieces
+from llmforge.dataset.example import ExampleBatch
+from llmforge.dataset.example_table import EXAMPLE_SCHEMA
 from llmforge.dataset.shards import Split
-from llmforge.dataset.stage import EXAMPLE_SCHEMA
 from llmforge.dataset.stats import CheckTotals
 from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow
 
@@ -23,13 +24,20 @@ def table(*rows: dict[str, Any]) -> pa.Table:
 def good(line: int, ids: list[int], num_trained: int = 1, *, valid: bool = False) -> dict[str, Any]:
     weights = [0.0] * (len(ids) - num_trained) + [1.0] * num_trained
     return {
-        "uri": "a.jsonl", "line": line, "is_validation": valid, "input_ids": ids, "weights": weights,
-        "num_prompts": 2, "straddled": line == 1, "ends_with_terminator": line > 1,
+        "uri": "a.jsonl", "line": line, "source": 0, "is_validation": valid, "input_ids": ids, "weights": weights,
+        "num_trained": num_trained, "num_prompts": 2, "straddled": line == 1, "ends_with_terminator": line > 1,
+        "is_windowed": False,
     }  # fmt: skip
 
 
 def bad(line: int, reason: str) -> dict[str, Any]:
-    return {"uri": "a.jsonl", "line": line, "reason": reason}
+    return {"uri": "a.jsonl", "line": line, "source": 0, "reason": reason}
+
+
+def whole(examples: Examples, indexes: list[int]) -> ExampleBatch:
+    """Examples as they are."""
+    chosen = np.array(indexes, dtype=np.int64)
+    return examples.batch(Pieces(chosen, np.zeros_like(chosen), examples.lengths[chosen]))
 
 
 def collect(folder: Path, splits: list[Split], *tables: pa.Table) -> Collected:
@@ -54,18 +62,19 @@ def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
     train, valid = (Examples(collected.folders[split]) for split in ("train", "valid"))
     assert collected.checks == CheckTotals(rows=3, prompts=6, straddled=1, ends_with_terminator=2)
     assert train.lengths.tolist() == [3, 2]
-    assert [(one.input_ids.tolist(), one.labels.tolist()) for one in train.batch(np.array([1, 0]))] == [
+    assert [(one.input_ids.tolist(), one.labels.tolist()) for one in whole(train, [1, 0])] == [
         ([7, 8], [-100, 8]),
         ([1, 2, 3], [-100, 2, 3]),
     ]
-    assert [one.input_ids.tolist() for one in train.batch(np.array([0, 1, 0]), max_tokens=2)] == [
-        [1, 2],
-        [7, 8],
-        [1, 2],
+    parts = train.batch(Pieces(np.array([0, 1, 0]), np.array([0, 1, 1]), np.array([2, 1, 2])))
+    assert [(one.input_ids.tolist(), one.labels.tolist()) for one in parts] == [
+        ([1, 2], [-100, 2]),
+        ([8], [-100]),
+        ([2, 3], [-100, 3]),
     ]
     assert train.places(np.array([1, 0])) == [("a.jsonl", 5), ("a.jsonl", 1)]
     assert train.places(np.array([], dtype=np.int64)) == []
-    (only,) = valid.batch(np.array([0]))
+    (only,) = whole(valid, [0])
     assert (only.input_ids.tolist(), only.num_trained_tokens) == ([5, 6], 1)
     used = len(train.lengths) + len(valid.lengths)
     assert collected.rows_in == used + len(collected.invalid) + len(collected.unused.rows)
@@ -74,7 +83,7 @@ def test_rows_are_sorted_and_counted(tmp_path: Path) -> None:
 def test_weights_come_back_where_there_are_some(tmp_path: Path) -> None:
     weighted = good(1, [1, 2, 3], 2) | {"weights": [0.0, 0.5, 2.0]}
     examples = Examples(collect(tmp_path, ["train"], table(weighted, good(2, [4, 5]))).folders["train"])
-    first, second = examples.batch(np.array([0, 1]))
+    first, second = whole(examples, [0, 1])
     assert first.weights is not None
     assert first.weights.tolist() == [0.0, 0.5, 2.0]
     assert second.weights is None

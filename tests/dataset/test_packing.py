@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.dataset.packing import WINDOW, pack
+from llmforge.dataset import packing
+from llmforge.dataset.packing import WINDOW
 
 LENGTHS_AND_CAPACITY = st.integers(1, 64).flatmap(
     lambda capacity: st.tuples(st.lists(st.integers(1, capacity), max_size=60), st.just(capacity))
 )
+
+
+def pack(lengths: list[int], capacity: int, window: int = WINDOW) -> Iterator[list[int]]:
+    return packing.pack(np.array(lengths, dtype=np.int64), capacity, window)
 
 
 @given(lengths_and_capacity=LENGTHS_AND_CAPACITY, window=st.integers(1, 70))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from tokenizers import Tokenizer
 
 from llmforge.config.job import JobConfig
 from llmforge.config.resolve import JobFacts, resolve_job
-from llmforge.dataset.pipeline import PreparedDataset, Progress, prepare
+from llmforge.dataset.pipeline import Progress, prepare
+from llmforge.dataset.prepared import PreparedDataset
 from llmforge.dataset.shards import SampleReader, Split
+from llmforge.dataset.tokenize import TokenizerText
 from llmforge.dataset.unused import MAX_PRINTED_ROWS
 from llmforge.errors import DataError, StorageError
 from llmforge.models.folder import read_tokenizer_json
@@ -44,12 +50,18 @@ Tokens = tuple[tuple[int, ...], tuple[int, ...]]
 def prepare_job(small_model: Path, make_job: MakeJob, tmp_path: Path) -> Prepare:
     """`prepare_job(key=value, ...)`: the result of the data stage for a job with these keys."""
 
-    def run(*, tokenizer_json: str | None = None, progress: Progress | None = None, **keys: object) -> PreparedDataset:
+    def run(
+        *,
+        tokenizer_json: str | None = None,
+        eos_token: str | None = None,
+        progress: Progress | None = None,
+        **keys: object,
+    ) -> PreparedDataset:
         facts = JobFacts(has_gpu=False, started_at=datetime(2026, 11, 21), model_context_length=CONTEXT_LENGTH)
         job: JobConfig = resolve_job(make_job(model_id=str(small_model), **keys), facts)
         return prepare(
             job,
-            tokenizer_json or read_tokenizer_json(small_model),
+            TokenizerText(tokenizer_json or read_tokenizer_json(small_model), eos_token),
             open_storage(job.output_dir),
             tmp_path / "cache",
             model_context_length=CONTEXT_LENGTH,
@@ -300,7 +312,7 @@ def test_all_bad_rows_are_named(prepare_job: Prepare, write_rows: Callable[..., 
     ]
     train = write_rows([GOOD_ROW, *bad[:4], "", GOOD_ROW])
     valid = write_rows([*bad[4:], GOOD_ROW], "valid.jsonl")
-    lines = _refused(prepare_job, valid_path=str(valid))
+    lines = _refused(prepare_job, valid_path=str(valid), dataset={"format": "messages"})
     assert lines == [
         "8 of 11 rows are invalid:",
         f"  {train}:2: not JSON: Input data was truncated",
@@ -315,7 +327,7 @@ def test_all_bad_rows_are_named(prepare_job: Prepare, write_rows: Callable[..., 
         f"  {valid}:4: expected a JSON object with a `messages` list",
         "mend them, or leave them out with dataset.on_invalid=drop",
     ]
-    dropping = prepare_job(valid_path=str(valid), dataset={"on_invalid": "drop"}).stats
+    dropping = prepare_job(valid_path=str(valid), dataset={"on_invalid": "drop", "format": "messages"}).stats
     assert (dropping.rows_in, dropping.rows_used, dropping.dropped) == (11, 3, {"invalid": 8})
 
 
@@ -340,26 +352,26 @@ def test_many_bad_rows_stand_in_a_file(
 def test_a_file_without_rows(prepare_job: Prepare, tmp_path: Path, content: str) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(content)
-    assert _refused(prepare_job) == [f"{path}: no rows; expected one JSON object per line"]
+    assert _refused(prepare_job) == [f"{path}: no rows; expected records, such as one JSON object per line"]
 
 
 def test_a_file_without_a_byte(prepare_job: Prepare, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.touch()
-    assert _refused(prepare_job) == [f"{path}: the file is empty; expected one JSON object per line"]
+    assert _refused(prepare_job) == [f"{path}: no rows; expected records, such as one JSON object per line"]
 
 
 def test_a_validation_file_without_rows(prepare_job: Prepare, write_rows: Callable[..., Path], tmp_path: Path) -> None:
     write_rows([GOOD_ROW])
     valid = write_rows(["", ""], "valid.jsonl")
     assert _refused(prepare_job, valid_path=str(valid)) == [
-        "no row is left for validation; raise dataset.valid_fraction, or give valid_path more rows"
+        f"{valid}: no rows; expected records, such as one JSON object per line"
     ]
 
 
 def test_nothing_left_to_train_on(prepare_job: Prepare, write_rows: Callable[..., Path]) -> None:
     path = write_rows(["{}", "{"])
-    assert _refused(prepare_job, dataset={"on_invalid": "drop"}) == [
+    assert _refused(prepare_job, dataset={"on_invalid": "drop", "format": "messages"}) == [
         f"{path}: no row is left to train on:",
         f"  {path}:1: no `messages` column (found: no column)",
         f"  {path}:2: not JSON: Input data was truncated",
@@ -451,3 +463,133 @@ def test_a_damaged_shard_is_named(
     with pytest.raises(DataError) as gone:
         opened(prepared)
     assert str(gone.value) == f"{folder}: the prepared dataset is gone; start the job again to make it anew"
+
+
+Damage = Callable[[Path], object]
+DAMAGES: dict[str, Damage] = {
+    "a flipped bit": lambda folder: flip(folder / "train-00000.arrow"),
+    "a cut shard": lambda folder: (folder / "train-00000.arrow").write_bytes(b"ARROW1"),
+    "no statistics": lambda folder: (folder / "stats.json").unlink(),
+    "a manifest of something else": lambda folder: (folder / "manifest.json").write_text("{}"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "only a part of a file": lambda folder: only_part(folder),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def only_part(folder: Path) -> None:
+    """As a job leaves it that is killed while it writes."""
+    shard = (folder / "train-00000.arrow").read_bytes()
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "train-00000.arrow").write_bytes(shard[:100])
+
+
+def test_what_is_damaged_or_half_written_is_made_anew(
+    prepare_job: Prepare, write_rows: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rows([GOOD_ROW, OTHER_ROW])
+    first = prepare_job()
+    folder = tmp_path / "runs" / first.prefix
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for what, damage in DAMAGES.items():
+        caplog.clear()
+        damage(folder)
+        again = prepare_job()
+        assert again == first, what
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files, what
+        is_told = any("made anew, because the prepared dataset is damaged" in line for line in caplog.messages)
+        assert is_told == (not what.startswith(("no manifest", "only a part")))
+    assert prepare_job().was_cached
+
+
+def test_two_jobs_may_prepare_the_same_at_once(
+    prepare_job: Prepare, write_rows: Callable[..., Path], real_rows: list[str], opened: Callable[..., SampleReader]
+) -> None:
+    write_rows(real_rows)
+    with ThreadPoolExecutor(2) as threads:
+        one, other = (future.result() for future in [threads.submit(prepare_job) for _ in range(2)])
+    assert (one.name, one.stats) == (other.name, other.stats)
+    assert len(_examples(opened(one))) == one.stats.train.examples
+    assert prepare_job().was_cached
+
+
+def test_sources_of_different_formats_give_the_same_examples(
+    prepare_job: Prepare,
+    write_rows: Callable[..., Path],
+    real_rows: list[str],
+    opened: Callable[..., SampleReader],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "llmforge")
+    texts = [[message["content"] for message in json.loads(row)["messages"]] for row in real_rows[:40]]
+    write_rows(real_rows[:40])
+    expected = _examples(opened(prepare_job()))
+    turns = write_rows(
+        [
+            json.dumps({"log": [{"from": "human", "value": ask}, {"from": "gpt", "value": say}]})
+            for ask, say in texts[:10]
+        ],
+        "turns.jsonl",
+    )
+    columns = tmp_path / "columns.json"
+    columns.write_text(json.dumps([{"instruction": ask, "input": "", "output": say} for ask, say in texts[10:20]]))
+    pairs = tmp_path / "pairs.csv"
+    with pairs.open("w", newline="") as file:
+        csv.writer(file).writerows([["frage", "antwort"], *texts[20:30]])
+    tables = tmp_path / "part.parquet"
+    messages = [json.loads(row)["messages"] for row in real_rows[30:40]]
+    parquet.write_table(pa.table({"messages": messages}), tables)
+    own = {"format": "instruction", "columns": {"instruction": "frage", "output": "antwort"}}
+    prepared = prepare_job(train_path=[str(turns), str(columns), {"path": str(pairs), **own}, str(tables)])
+    assert _examples(opened(prepared)) == expected
+    told = [line for line in caplog.messages if "rows of the format" in line]
+    assert [line.split(": ")[1:3] for line in told[-3:]] == [
+        [str(turns), "rows of the format sharegpt"],
+        [str(columns), "rows of the format instruction"],
+        [str(tables), "rows of the format messages"],
+    ]
+
+
+def test_weights_of_sources_decide_how_often_their_rows_are_seen(
+    prepare_job: Prepare, write_rows: Callable[..., Path], opened: Callable[..., SampleReader]
+) -> None:
+    few, many = write_rows([GOOD_ROW], "few.jsonl"), write_rows([OTHER_ROW] * 6, "many.jsonl")
+    sources = [{"path": str(few), "weight": 1}, {"path": str(many), "weight": 2}]
+    prepared = prepare_job(train_path=sources)
+    assert sorted(Counter(_examples(opened(prepared))).values()) == [3, 6]
+    assert (prepared.stats.rows_used, prepared.stats.train.rows, prepared.stats.train.examples) == (7, 7, 9)
+    prepared = prepare_job(train_path=sources, dataset={"mixture": "first_exhausted"})
+    assert sorted(Counter(_examples(opened(prepared))).values()) == [1, 2]
+    assert (prepared.stats.rows_used, prepared.stats.dropped) == (3, {"beyond the share of its source": 4})
+
+
+def test_plain_text_is_cut_into_windows(
+    prepare_job: Prepare, write_rows: Callable[..., Path], opened: Callable[..., SampleReader], small_model: Path
+) -> None:
+    texts = ["Once upon a time, there was a little girl. " * 40, "The end."]
+    write_rows([json.dumps({"text": text}) for text in texts])
+    prepared = prepare_job(task="causal_lm", context_length=64, eos_token="</s>")
+    tokenizer = Tokenizer.from_file(str(small_model / "tokenizer.json"))
+    whole = [tokenizer.encode(f"<s>{text}</s>", add_special_tokens=False).ids for text in texts]
+    examples = _examples(opened(prepared))
+    labels = [tuple(label for label in labels if label != -100) for _, labels in examples]
+    assert sorted(sum(labels, ())) == sorted(id_ for ids in whole for id_ in ids[1:])
+    assert all(len(ids) <= 64 for ids, _ in examples)
+    assert (prepared.stats.rows_used, prepared.stats.rows_dropped) == (2, 0)
+    assert prepared.stats.train.examples == len(examples) == 1 + -(-(len(whole[0]) - 1) // 63)
+    with pytest.raises(DataError, match=r"rows of plain text, but task is instruction_tuning.*set task: causal_lm"):
+        prepare_job()
+
+
+def test_duplicates_are_left_out(prepare_job: Prepare, write_rows: Callable[..., Path]) -> None:
+    spaced = GOOD_ROW.replace("2 + 2?", " 2 + 2?\\n")
+    write_rows([GOOD_ROW, OTHER_ROW, GOOD_ROW, spaced])
+    stats = prepare_job(dataset={"deduplicate": True}).stats
+    assert (stats.rows_used, stats.dropped) == (2, {"duplicate of an earlier row": 2})

@@ -6,6 +6,8 @@ import json
 from itertools import islice
 from pathlib import Path
 
+import pytest
+
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.example import IGNORED_LABEL
@@ -13,7 +15,7 @@ from llmforge.dataset.preview import EncodedRow, Piece, PreviewRow, Turn, previe
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render_prompt
-from tests.prompt.formats import CHATML, LLAMA_2, LLAMA_3, SPECIAL_TOKENS, VERBATIM, Row
+from tests.prompt.formats import ADJACENT, CHATML, LLAMA_2, LLAMA_3, SPECIAL_TOKENS, VERBATIM, Row
 from tests.prompt.tokenizers import byte_tokenizer
 
 ROWS = """{"messages": []}
@@ -125,3 +127,65 @@ def test_the_first_token_counts_for_its_turn_although_it_has_no_label(tmp_path: 
     assert found.turns == (Turn("user", 1, 0), Turn("assistant", 2, 2))
     labels = found.example.labels.tolist()
     assert labels[0] == IGNORED_LABEL
+
+
+def document_row(row: dict[str, object], row_format: str, folder: Path) -> EncodedRow:
+    """With one token a byte, in the format ADJACENT, whose end is `</s>`."""
+    path = folder / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    keys = {
+        "model_id": "m",
+        "train_path": str(path),
+        "task": "causal_lm",
+        "dataset": {"format": row_format},
+        "generation_config": {"prompt_format": ADJACENT.model_dump()},
+    }
+    tokenizer_json = byte_tokenizer(SPECIAL_TOKENS).to_str()
+    (found,) = preview_rows(JobConfig.model_validate(keys), tokenizer_json, folder, "</s>")
+    assert found.encoded is not None, found.problem
+    return found.encoded
+
+
+@pytest.mark.parametrize("row_format", ["auto", "text"])
+def test_plain_text(row_format: str, tmp_path: Path) -> None:
+    found = document_row({"text": "Once </s>"}, row_format, tmp_path)
+    assert found.text == "<s>Once </s></s>"
+    assert found.pieces == (
+        Piece("<s>", trained=False, is_control=True),
+        Piece("Once </s>", trained=True, is_control=False),
+        Piece("</s>", trained=True, is_control=True),
+    )
+    assert found.prompt.text == "<s>"
+    assert found.prompt.input_ids == found.example.input_ids[:1].tolist()
+    assert found.turns == (Turn("text", 9, 9),)
+    assert found.learnt == ("Once </s></s>",)
+
+
+@pytest.mark.parametrize("row_format", ["auto", "segments"])
+def test_segments(row_format: str, tmp_path: Path) -> None:
+    pieces = [("<s>Q", False), ("A</s>", True), ("Q2", False), ("A2</s>", True)]
+    found = document_row({"segments": [{"text": text, "train": train} for text, train in pieces]}, row_format, tmp_path)
+    assert found.text == "<s>QA</s>Q2A2</s>"
+    assert [(piece.text, piece.trained, piece.is_control) for piece in found.pieces] == [
+        ("<s>", False, True),
+        ("Q", False, False),
+        ("A", True, False),
+        ("</s>", True, True),
+        ("Q2", False, False),
+        ("A2", True, False),
+        ("</s>", True, True),
+    ]
+    assert found.prompt.text == "<s>QA</s>Q2"
+    assert found.prompt.input_ids == found.example.input_ids[:6].tolist()
+    assert found.turns == (
+        Turn("segment 1", 2, 0),
+        Turn("segment 2", 2, 2),
+        Turn("segment 3", 2, 0),
+        Turn("segment 4", 3, 3),
+    )
+    assert found.learnt == ("A</s>", "A2</s>")
+
+
+def test_a_refused_document(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match=r"two tokens for the begin of the text \(BOS\)"):
+        document_row({"segments": [{"text": "<s><s>a", "train": True}]}, "segments", tmp_path)

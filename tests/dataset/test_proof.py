@@ -14,7 +14,9 @@ from llmforge.dataset.encoders import TextEncoders
 from llmforge.dataset.proof import best_encoders, find_joined_difference, find_missing_begin
 from llmforge.dataset.row_encoder import RowEncoder
 from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.prompt.document import Document, plain_text
 from llmforge.prompt.messages import Conversation, parse_conversation
+from llmforge.prompt.render import Segment
 from tests.prompt.formats import ADJACENT, LLAMA_2, SPECIAL_TOKENS, Row
 from tests.prompt.tokenizers import byte_tokenizer, tokenizer_json
 
@@ -78,3 +80,16 @@ def test_a_format_without_the_begin_that_the_tokenizer_would_put() -> None:
     assert find_missing_begin(beginning, bare, []) is None
     assert find_missing_begin(beginning, encoder(text), [CONVERSATION]) is None
     assert find_missing_begin(plain, bare, [CONVERSATION]) is None
+
+
+def test_rows_that_hold_their_text_themselves() -> None:
+    """Control tokens are compared where they are meant, and passed over where they stay text."""
+    text = byte_tokenizer(SPECIAL_TOKENS).to_str()
+    encoder = RowEncoder(ADJACENT, SegmentTokenizer(text), "causal_lm", "all_turns", "</s>")
+    rendered = Document((Segment("<s>a</s>"), Segment("b</s>", 1.0, starts_answer=True)))
+    rows = [plain_text("once"), plain_text("</s>"), rendered]
+    assert find_joined_difference(TextEncoders(text).reference, encoder, rows) is None
+    other = byte_tokenizer([*SPECIAL_TOKENS, "b</s>"]).to_str()
+    found = find_joined_difference(TextEncoders(other).reference, encoder, rows)
+    assert found is not None
+    assert found.startswith("at token 3: here ")

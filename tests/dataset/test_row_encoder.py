@@ -1,4 +1,4 @@
-"""Conversations to examples: shapes that rows share change nothing, and every check can fail."""
+"""Conversations and documents to examples: shapes that rows share change nothing, and every check can fail."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmforge.config.data import DatasetConfig
 from llmforge.config.prompt_format import PromptFormat
+from llmforge.dataset.example import Example
 from llmforge.dataset.row_encoder import NO_TERMINATOR, TWO_BEGINNINGS, EncodedRows, RowEncoder
+from llmforge.dataset.rows import parse_row
 from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.models.folder import read_eos_token
+from llmforge.prompt.document import Document, TrainingRow, plain_text
 from llmforge.prompt.messages import parse_conversation
-from llmforge.prompt.render import Task, TrainOn, render
+from llmforge.prompt.render import Segment, Task, TrainOn, render
 from tests.prompt.formats import (
     ADJACENT,
     CHATML,
     FORMATS,
+    LLAMA_2,
     LLAMA_3,
     MISTRAL_BOS,
     MISTRAL_LAST,
@@ -29,7 +35,7 @@ from tests.prompt.formats import (
     contents,
     rows,
 )
-from tests.prompt.tokenizers import byte_tokenizer, segment_tokenizer
+from tests.prompt.tokenizers import byte_tokenizer, hugging_face_tokenizer, segment_tokenizer
 
 OURS = SegmentTokenizer(byte_tokenizer(SPECIAL_TOKENS, merges=[("\u010a", "\u010a")]).to_str())
 EXCHANGE: Row = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -195,6 +201,7 @@ def test_blank_contents_are_no_shape_of_others() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_real_rows_have_one_shape_for_each_length(material: Path) -> None:
     tokenizer = segment_tokenizer(material / "tokenizers" / "llama3-hf")
     with (material / "data" / "chat" / "oasst1-threads.jsonl").open(encoding="utf-8") as file:
@@ -203,3 +210,155 @@ def test_real_rows_have_one_shape_for_each_length(material: Path) -> None:
     assert found.problems == [None] * 60
     assert found.num_prompts.tolist() == [len(row) // 2 for row in many]
     assert found.ends_with_terminator.all()
+
+
+def text_encoder(prompt_format: PromptFormat, eos_token: str | None, tokenizer: SegmentTokenizer = OURS) -> RowEncoder:
+    return RowEncoder(prompt_format, tokenizer, "causal_lm", "all_turns", eos_token)
+
+
+def labels_of(example: Example) -> list[int]:
+    found: list[int] = example.labels.tolist()
+    return found
+
+
+REAL_TEXTS = [
+    'Once upon a time, there was a little girl named Lily.\n\nShe said: "Hé, \u4e2d\u6587!" \U0001f600  done ',
+    "a",
+    "  two spaces\tand a tab\n",
+]
+
+
+@pytest.mark.parametrize(
+    ("folder", "prompt_format"),
+    [
+        ("models/stories260K-hf", MISTRAL_BOS),
+        ("models/stories260K-hf", LLAMA_2),
+        pytest.param("tokenizers/llama2-hf", MISTRAL_BOS, marks=pytest.mark.slow),
+        pytest.param("tokenizers/llama2-hf", LLAMA_2, marks=pytest.mark.slow),
+        pytest.param("tokenizers/mistral-v1-hf", MISTRAL_BOS, marks=pytest.mark.slow),
+        pytest.param("tokenizers/llama3-hf", LLAMA_3, marks=pytest.mark.slow),
+        pytest.param("tokenizers/qwen2-hf", CHATML, marks=pytest.mark.slow),
+        pytest.param("tokenizers/gpt2-hf", PLAIN, marks=pytest.mark.slow),
+    ],
+)
+def test_plain_text_has_the_ids_of_the_tokenizer(folder: str, prompt_format: PromptFormat, material: Path) -> None:
+    """And its end of sequence behind them; LLAMA_2 has its BOS in the user's template and not in `bos`."""
+    theirs = hugging_face_tokenizer(material / folder)
+    eos_token = read_eos_token(material / folder)
+    assert eos_token == theirs.eos_token
+    encoder = text_encoder(prompt_format, eos_token, segment_tokenizer(material / folder))
+    found = encoder.encode([plain_text(text) for text in REAL_TEXTS])
+    for text, example in zip(REAL_TEXTS, found.examples, strict=True):
+        ids = [*theirs.encode(text), theirs.eos_token_id]
+        assert example.input_ids.tolist() == ids
+        assert labels_of(example) == [-100, *ids[1:]]
+    assert found.problems == [None, None, None]
+
+
+def test_plain_text_between_its_control_tokens() -> None:
+    begin, end = OURS.special_ids["<s>"], OURS.special_ids["</s>"]
+    document = plain_text("a</s>\n\n")
+    (example,) = text_encoder(MISTRAL_BOS, "</s>").encode([document]).examples
+    content = OURS.encode_prompt([Segment("a</s>\n\n", is_template=False)])
+    assert end not in content  # what a text spells out stays text
+    assert example.input_ids.tolist() == [begin, *content, end]
+    assert labels_of(example) == [-100, *content, end]
+    (bare,) = text_encoder(PLAIN, "</s>").encode([document]).examples
+    assert bare.input_ids.tolist() == [*content, end]
+    assert labels_of(bare) == [-100, *content[1:], end]
+
+
+@pytest.mark.parametrize("eos_token", [None, "</none>"])
+def test_a_tokenizer_without_an_end_is_said_once(eos_token: str | None, caplog: pytest.LogCaptureFixture) -> None:
+    encoder = text_encoder(MISTRAL_BOS, eos_token)
+    encoder.encode([parse_conversation(EXCHANGE, MISTRAL_BOS)])
+    assert caplog.messages == []
+    found = encoder.encode([plain_text("a"), plain_text("b")])
+    encoder.encode([plain_text("c")])
+    assert [len(example.input_ids) for example in found.examples] == [2, 2]
+    assert found.ends_with_terminator.tolist() == [False, False]
+    assert caplog.messages == [
+        "the tokenizer names no end-of-sequence token that is a control token of it: nothing is put behind plain "
+        "texts, and the model does not learn where they end"
+    ]
+
+
+def rendered(*pieces: tuple[str, float]) -> Document:
+    row = {"segments": [{"text": text, "weight": weight} for text, weight in pieces]}
+    document = parse_row(row, VERBATIM, DatasetConfig(format="segments"))
+    assert isinstance(document, Document)
+    return document
+
+
+def test_documents_and_conversations_together() -> None:
+    conversation = parse_conversation([*EXCHANGE, *EXCHANGE], ADJACENT)
+    segments = rendered(("<s>a</s>", 0), ("b</s>", 1))
+    rows: list[TrainingRow] = [plain_text("x"), conversation, segments, plain_text("yy"), segments]
+    encoder = text_encoder(ADJACENT, "</s>")
+    found = encoder.encode(rows)
+    assert found.is_windowed.tolist() == [True, False, False, True, False]
+    assert found.num_prompts.tolist() == [0, 2, 0, 0, 0]
+    assert found.ends_with_terminator.tolist() == [True] * 5
+    assert found.straddled.tolist() == [False] * 5
+    assert found.problems == [None] * 5
+    for row, example in zip(rows, found.examples, strict=True):
+        alone = encoder.encode([row]).examples[0]
+        assert example.input_ids.tolist() == alone.input_ids.tolist()
+        assert labels_of(example) == labels_of(alone)
+
+
+@pytest.mark.parametrize("prompt_format", FORMATS.values(), ids=list(FORMATS))
+@pytest.mark.parametrize("task", ["instruction_tuning", "causal_lm"])
+def test_what_a_format_renders_is_the_same_as_pre_rendered_segments(prompt_format: PromptFormat, task: Task) -> None:
+    row: Row = [
+        SYSTEM,
+        *EXCHANGE,
+        {"role": "user", "content": "c\n"},
+        {"role": "assistant", "content": "\nd", "weight": 0.5},
+    ]
+    conversation = parse_conversation(row, prompt_format)
+    encoder = RowEncoder(prompt_format, OURS, "instruction_tuning", "all_turns")
+    pieces = [(segment.text, segment.weight) for segment in encoder.segments(conversation)]
+    again = RowEncoder(prompt_format, OURS, task, "all_turns").encode([rendered(*pieces)])
+    expected = encoder.encode([conversation])
+    assert again.examples.input_ids.tolist() == expected.examples.input_ids.tolist()
+    assert again.examples.weights.tolist() == expected.examples.weights.tolist()
+    assert again.straddled.tolist() == expected.straddled.tolist()
+    assert again.ends_with_terminator.tolist() == expected.ends_with_terminator.tolist()
+
+
+@given(
+    pieces=st.lists(st.tuples(contents(*SPECIAL_TOKENS), st.sampled_from([0, 0.5, 1])), min_size=1, max_size=6).filter(
+        lambda pieces: any(text for text, _ in pieces)
+    )
+)
+@settings(max_examples=40)
+def test_segments_hold_their_text_and_mark_what_is_trained(pieces: list[tuple[str, float]]) -> None:
+    """One token a byte but for two line feeds, so the weights of the characters are those of the tokens."""
+    bytewise = SegmentTokenizer(byte_tokenizer(SPECIAL_TOKENS).to_str())
+    found = RowEncoder(VERBATIM, bytewise, "instruction_tuning", "all_turns").encode([rendered(*pieces)])
+    ids, weights = [], []
+    for text, weight in pieces:
+        own = bytewise.encode_prompt([Segment(text)]) if text else []
+        ids += own
+        weights += [weight] * len(own)
+    assert found.examples.input_ids.tolist() == ids
+    assert found.examples.weights.tolist() == [0, *weights[1:]]
+
+
+def test_a_prompt_and_its_answer_share_no_token() -> None:
+    """Two line feeds are one token here; a server that tokenizes the whole text would give it."""
+    found = text_encoder(PLAIN, None).encode([rendered(("a\n", 0), ("\nb", 1)), rendered(("a\n", 1), ("\nb", 0))])
+    assert [len(example.input_ids) for example in found.examples] == [4, 3]
+    assert found.straddled.tolist() == [True, False]
+
+
+def test_a_doubled_begin_in_segments_is_noticed() -> None:
+    encoder = text_encoder(MISTRAL_BOS, None)
+    twice, apart = rendered(("<s><s>a", 0), ("b</s>", 1)), rendered(("<s>a", 0), ("b</s>", 1), ("<s>c", 0), ("d", 1))
+    over_a_border = rendered(("<s>", 0), ("<s>a", 1))
+    assert encoder.encode([twice, apart, over_a_border]).problems == [
+        "two tokens for the begin of the text (BOS), one behind the other: remove one of them from the segments",
+        None,
+        "two tokens for the begin of the text (BOS), one behind the other: remove one of them from the segments",
+    ]

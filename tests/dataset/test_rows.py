@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from llmforge.config.data import DatasetConfig
 from llmforge.dataset.rows import parse_row
 from llmforge.errors import DataError
+from llmforge.prompt.document import texts_of
 from llmforge.prompt.messages import Conversation, parse_conversation
 from tests.prompt.formats import LLAMA_3, SPECIAL_TOKENS, VERBATIM, Row, contents, rows
 
@@ -33,7 +34,7 @@ def test_a_byte_order_mark_and_white_space_around_a_row() -> None:
 
 def test_null_characters_in_an_escape_are_content() -> None:
     row = [{**USER, "content": "a\x00b"}, ANSWER]
-    assert parse_row(json.dumps({"messages": row}).encode(), LLAMA_3).turns[0].content == "a\x00b"
+    assert texts_of(parse_row(json.dumps({"messages": row}).encode(), LLAMA_3)) == ["a\x00b", ANSWER["content"]]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,9 @@ EXCHANGE = [{"from": "human", "value": "hé"}, {"from": "gpt", "value": "\U0001f
 
 
 def _parse(row: dict[str, Any], **dataset: Any) -> Conversation:
-    return parse_row(json.dumps(row).encode(), VERBATIM, DatasetConfig.model_validate(dataset))
+    conversation = parse_row(json.dumps(row).encode(), VERBATIM, DatasetConfig.model_validate(dataset))
+    assert isinstance(conversation, Conversation)
+    return conversation
 
 
 def _refusal(row: dict[str, Any], **dataset: Any) -> str:

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from llmforge.config.data import DatasetConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.row_encoder import RowEncoder
 from llmforge.dataset.rows import parse_row
-from llmforge.prompt.messages import parse_conversation
+from llmforge.prompt.document import TrainingRow
+from llmforge.prompt.messages import Conversation, parse_conversation
 from llmforge.prompt.render import render, render_prompt
 from tests.prompt.formats import LLAMA_3, VERBATIM, Row
 from tests.prompt.tokenizers import hugging_face_tokenizer, segment_tokenizer
@@ -33,9 +36,9 @@ GUARD_ROW: Row = [{"role": "user", "content": GUARD_PROMPT}, {"role": "assistant
 GUARD = VERBATIM.model_copy(update={"parse_special_in_content": True, "strip_whitespace": False})
 
 
-def encode(row: Row, prompt_format: PromptFormat, folder: Path) -> Example:
+def encode(row: TrainingRow, prompt_format: PromptFormat, folder: Path) -> Example:
     encoder = RowEncoder(prompt_format, segment_tokenizer(folder), "instruction_tuning", "all_turns")
-    found = encoder.encode([parse_conversation(row, prompt_format)])
+    found = encoder.encode([row])
     assert found.problems == [None]
     assert found.ends_with_terminator.tolist() == [True]
     example = found.examples[0]
@@ -43,9 +46,10 @@ def encode(row: Row, prompt_format: PromptFormat, folder: Path) -> Example:
     return example
 
 
+@pytest.mark.slow
 def test_llama_guard_rows_are_rendered_beforehand(material: Path) -> None:
     folder = material / "tokenizers" / "llama3-hf"
-    example = encode(GUARD_ROW, GUARD, folder)
+    example = encode(parse_conversation(GUARD_ROW, GUARD), GUARD, folder)
     theirs = hugging_face_tokenizer(folder)
     ids = theirs.encode(GUARD_PROMPT + "safe<|eot_id|>", add_special_tokens=False)
     assert example.input_ids.tolist() == ids
@@ -53,6 +57,18 @@ def test_llama_guard_rows_are_rendered_beforehand(material: Path) -> None:
     assert theirs.convert_ids_to_tokens(trained) == ["safe", "<|eot_id|>"]
     prompt = parse_conversation(GUARD_ROW[:1], GUARD, for_training=False)
     assert render_prompt(prompt.messages, GUARD) == GUARD_PROMPT
+
+
+@pytest.mark.slow
+def test_llama_guard_rows_as_segments(material: Path) -> None:
+    """The same ids and labels as above, whatever the prompt format of the job."""
+    folder = material / "tokenizers" / "llama3-hf"
+    segments = [{"text": GUARD_PROMPT, "train": False}, {"text": "safe<|eot_id|>", "train": True}]
+    row = parse_row(json.dumps({"segments": segments}).encode(), LLAMA_3, DatasetConfig(format="segments"))
+    found = encode(row, LLAMA_3, folder)
+    expected = encode(parse_conversation(GUARD_ROW, GUARD), GUARD, folder)
+    assert found.input_ids.tolist() == expected.input_ids.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
 
 
 SUMMARISE = PromptFormat(
@@ -63,6 +79,7 @@ SUMMARISE = PromptFormat(
 )
 
 
+@pytest.mark.slow
 def test_the_summarise_template(material: Path) -> None:
     row: Row = [
         {"role": "user", "content": "A: Tea?\nB: Please."},
@@ -71,7 +88,7 @@ def test_the_summarise_template(material: Path) -> None:
     folder = material / "tokenizers" / "llama3-hf"
     text = "<|begin_of_text|>Summarize this dialogue:\nA: Tea?\nB: Please.\n---\nSummary:\nB wants tea.<|end_of_text|>"
     assert "".join(segment.text for segment in render(parse_conversation(row, SUMMARISE), SUMMARISE)) == text
-    example = encode(row, SUMMARISE, folder)
+    example = encode(parse_conversation(row, SUMMARISE), SUMMARISE, folder)
     theirs = hugging_face_tokenizer(folder)
     assert example.input_ids.tolist() == theirs.encode(text, add_special_tokens=False)
     trained = [label for label in example.labels.tolist() if label != IGNORED_LABEL]
@@ -95,6 +112,7 @@ def test_roles_and_columns_of_other_programs() -> None:
         }
     )
     conversation = parse_row(json.dumps(row).encode(), LLAMA_3, dataset)
+    assert isinstance(conversation, Conversation)
     assert [(m.role, m.content, m.weight) for m in conversation.messages] == [
         ("user", "hi", 1.0),
         ("assistant", "hello", 0.0),

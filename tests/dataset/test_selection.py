@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
+from llmforge.config.data import MixtureStrategy
 from llmforge.dataset.collector import Examples
+from llmforge.dataset.mixture import mix
 from llmforge.dataset.selection import OverLength, Selection, select, write_selection
 from llmforge.dataset.shards import SampleReader
-from llmforge.dataset.unused import NOTHING_LEFT, TOO_LONG, UnusedRows
+from llmforge.dataset.unused import BEYOND_SHARE, NOTHING_LEFT, TOO_LONG, UnusedRows
 from llmforge.errors import DataError
-from tests.dataset.test_collector import collect, good, table
+from tests.dataset.test_collector import collect, good, table, whole
 
 CONTEXT = 4
+MIXED_ROWS = ((1, 3, 0), (2, 3, 0), (3, 5, 0), (4, 3, 1))
+"""Line, length and source."""
 
 
 @pytest.fixture
@@ -24,6 +29,12 @@ def examples(tmp_path: Path) -> Examples:
     return Examples(collect(tmp_path, ["train"], table(*rows)).folders["train"])
 
 
+def pieces(selection: Selection) -> list[tuple[int, int, int]]:
+    """(example, start, length) of each."""
+    found = selection.pieces
+    return [*zip(found.indexes.tolist(), found.starts.tolist(), found.lengths.tolist(), strict=True)]
+
+
 def selected(examples: Examples, over_length: OverLength) -> tuple[Selection, UnusedRows]:
     unused = UnusedRows()
     return select("train", examples, CONTEXT, over_length, unused), unused
@@ -31,7 +42,8 @@ def selected(examples: Examples, over_length: OverLength) -> tuple[Selection, Un
 
 def test_what_is_too_long_is_left_out(examples: Examples) -> None:
     selection, unused = selected(examples, "drop")
-    assert (selection.indexes.tolist(), selection.lengths.tolist(), selection.num_truncated) == ([0, 2], [3, 4], 0)
+    assert pieces(selection) == [(0, 0, 3), (2, 0, 4)]
+    assert (selection.num_rows, selection.num_truncated) == (2, 0)
     assert unused.counts == {TOO_LONG: 2}
     assert [str(row) for row in unused.rows] == [
         "a.jsonl:2: longer than context_length (6 tokens > 4)",
@@ -41,11 +53,8 @@ def test_what_is_too_long_is_left_out(examples: Examples) -> None:
 
 def test_what_is_too_long_is_cut_if_something_trained_stays(examples: Examples, tmp_path: Path) -> None:
     selection, unused = selected(examples, "truncate")
-    assert (selection.indexes.tolist(), selection.lengths.tolist(), selection.num_truncated) == (
-        [0, 1, 2],
-        [3, 4, 4],
-        1,
-    )
+    assert pieces(selection) == [(0, 0, 3), (1, 0, 4), (2, 0, 4)]
+    assert (selection.num_rows, selection.num_truncated) == (3, 1)
     assert [str(row) for row in unused.rows] == [f"a.jsonl:4: {NOTHING_LEFT}"]
     stats = write_selection(selection, packing=False, path=tmp_path / "train.arrow")
     reader = SampleReader(tmp_path / "train.arrow")
@@ -80,4 +89,41 @@ def test_no_row_at_all(tmp_path: Path) -> None:
     empty = Examples(collect(tmp_path, ["train"], table()).folders["train"])
     with pytest.raises(DataError, match="no row is left for training"):
         selected(empty, "drop")
-    assert empty.batch(np.array([], dtype=np.int64)).input_ids.tolist() == []
+    assert whole(empty, []).input_ids.tolist() == []
+
+
+def windowed(line: int, num_tokens: int) -> dict[str, Any]:
+    return good(line, list(range(num_tokens)), num_tokens - 1) | {"is_windowed": True}
+
+
+def test_windows_of_a_text_hold_every_label_once(tmp_path: Path) -> None:
+    """Each but the first begins with the token that the one before ended with."""
+    rows = [windowed(1, 4), windowed(2, 5), windowed(3, 10), windowed(4, 1) | {"num_trained": 1}, good(5, [5] * 5)]
+    examples = Examples(collect(tmp_path, ["train"], table(*rows)).folders["train"])
+    selection = select("train", examples, CONTEXT, "drop", unused := UnusedRows())
+    assert unused.counts == {TOO_LONG: 1}
+    windows = [(2, 0, 4), (2, 3, 4), (2, 6, 4)]
+    assert pieces(selection) == [(0, 0, 4), (1, 0, 4), (1, 3, 2), *windows, (3, 0, 1)]
+    assert (selection.num_rows, selection.num_truncated) == (4, 0)
+    stats = write_selection(selection, packing=False, path=tmp_path / "train.arrow")
+    assert (stats.rows, stats.examples, stats.trained_tokens) == (4, 7, 3 + 4 + 9)
+    reader = SampleReader(tmp_path / "train.arrow")
+    labels = [reader[index].labels.tolist() for index in range(3, 6)]
+    assert labels == [[-100, 1, 2, 3], [-100, 4, 5, 6], [-100, 7, 8, 9]]
+
+
+def test_rows_of_sources_are_mixed_among_what_fits(tmp_path: Path) -> None:
+    rows = [good(line, [line] * length) | {"source": source} for line, length, source in MIXED_ROWS]
+    examples = Examples(collect(tmp_path, ["train"], table(*rows)).folders["train"])
+
+    def selected_by(strategy: MixtureStrategy) -> tuple[Selection, UnusedRows]:
+        unused = UnusedRows()
+        mixture = partial(mix, weights=[1, 2], strategy=strategy, seed=0)
+        return select("train", examples, CONTEXT, "drop", unused, mixture), unused
+
+    selection, unused = selected_by("all_exhausted")
+    assert pieces(selection) == [(index, 0, 3) for index in (0, 1, 3, 3, 3, 3)]
+    assert (selection.num_rows, unused.counts) == (3, {TOO_LONG: 1})
+    selection, unused = selected_by("first_exhausted")
+    assert [index for index, _, _ in pieces(selection)] in ([0, 3], [1, 3])
+    assert (selection.num_rows, unused.counts) == (2, {TOO_LONG: 1, BEYOND_SHARE: 1})

@@ -6,14 +6,13 @@ import csv
 import gzip
 import io
 import json
+import multiprocessing
 import os
-import resource
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -372,6 +371,40 @@ def test_pages_of_parquet_that_are_damaged(tmp_path: Path) -> None:
         lines_of(blocks)
 
 
+def test_wrong_offsets_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    """What would be read from anywhere in memory, or end in another exception."""
+    table = pa.table({"text": ["0123456789abcdef"] * 100})
+    with pa.ipc.new_file(tmp_path / "offsets.arrow", table.schema) as file:
+        file.write_table(table)
+    data = bytearray((tmp_path / "offsets.arrow").read_bytes())
+    offset = data.index((16 * 50).to_bytes(4, "little"))
+    data[offset : offset + 4] = b"\xff\xff\xff\x7f"
+    (tmp_path / "offsets.arrow").write_bytes(data)
+    latin = pa.array([b"caf\xe9"]).cast(pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"text": latin}), tmp_path / "latin.parquet")
+    for name, found in (("offsets.arrow", "not sound arrow: .*offset"), ("latin.parquet", "not sound parquet: .*UTF8")):
+        with pytest.raises(DataError, match=f"{name}: {found}"):
+            lines_of(blocks_of(tmp_path / name, block_bytes=1000))
+
+
+@pytest.mark.slow
+def test_a_line_without_an_end(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.jsonl"
+    path.write_bytes(b"{}\n\n")
+    os.truncate(path, (256 << 20) + 100_000)
+    problem = (
+        f"{path}:3: found no line end in 256 MiB, expected one JSON object per line; such a row would not fit into"
+        " memory: write the file anew"
+    )
+    for read in (
+        lambda: blocks_of(path, block_bytes=1000),
+        lambda: list(first_lines([str(path)], tmp_path)),
+    ):
+        with pytest.raises(DataError) as caught:
+            read()
+        assert str(caught.value) == problem
+
+
 TABLE = "a header and rows of values between commas"
 JSON_LINES = "one JSON object per line"
 JSON = "a JSON array of objects, or one JSON object per line"
@@ -460,27 +493,48 @@ def test_elements_of_a_json_array_stay_as_they_stand(tmp_path: Path) -> None:
     ]
 
 
+def read_all(path: Path, cache_folder: Path) -> tuple[int, int, int]:
+    """Records of a file and their bytes, and by how many MiB the process became larger than ever."""
+    before = peak_mib()
+    blocks = blocks_of(path, block_bytes=8 << 20, cache_folder=cache_folder)
+    sizes = [
+        len(record) if isinstance(record, bytes) else sum(map(len, record.values()))
+        for block in blocks
+        for _, record in read_lines(block, cache_folder)
+    ]
+    return len(sizes), sum(sizes), peak_mib() - before
+
+
+def peak_mib() -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) >> 10
+
+
 @pytest.mark.slow
 def test_large_rows_and_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
-    row, num_rows = json.dumps({"text": "x" * (50 << 20)}).encode() + b"\n", 8
-    path = tmp_path / "a.jsonl.gz"
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        for _ in range(num_rows):
+    """Rows of 50 MB, and files of 300 MB, packed or in one row group."""
+    row = json.dumps({"text": "x" * (50 << 20)}).encode() + b"\n"
+    with pa.CompressedOutputStream(str(tmp_path / "a.jsonl.zst"), "zstd") as file:
+        for _ in range(6):
             file.write(row)
     with (tmp_path / "a.csv").open("w") as text:
+        text.write("a,b\n" + f"3,{'a' * 1000}\n" * 300_000)
+    with (tmp_path / "large-row.csv").open("w") as text:
         text.write("a,b\n" + "1,2\n" * 1000 + '"' + "x" * (50 << 20) + '",2\n')
-        for _ in range(200):
-            text.write("3,abcdefgh\n" * 200_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    blocks = blocks_of(path, block_bytes=8 << 20, cache_folder=tmp_path)
-    assert len(blocks) == num_rows
-    for block in blocks:
-        ((_, line),) = read_lines(block, tmp_path)
-        assert len(line) == len(row) - 1
-    rows = (record for _, _, record in first_lines([str(tmp_path / "a.csv")], tmp_path))
-    lengths = [len(msgspec.json.decode(row)["a"]) for row in rows if isinstance(row, bytes)]
-    assert (len(lengths), sum(lengths)) == (40_001_001, 40_001_000 + (50 << 20))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
+    table = pa.table({"text": ["x" * 1000, "y" * 1000] * 150_000})
+    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False, compression="none")
+    expected = {
+        "a.parquet": (300_000, 300_000 * 1000),
+        "a.csv": (300_000, 300_000 * (len('{"a":"3","b":""}') + 1000)),
+        "large-row.csv": (1001, 1001 * len('{"a":"1","b":"2"}') - 1 + (50 << 20)),
+        "a.jsonl.zst": (6, 6 * (len(row) - 1)),
+    }
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        results = {name: pool.apply(read_all, (tmp_path / name, tmp_path / "cache")) for name in expected}
+    assert {name: result[:2] for name, result in results.items()} == expected
+    growth = {name: result[2] for name, result in results.items()}
+    limits = {"a.parquet": 150, "a.csv": 300, "large-row.csv": 600, "a.jsonl.zst": 300}
+    assert all(growth[name] < limit for name, limit in limits.items()), growth
 
 
 @pytest.mark.slow

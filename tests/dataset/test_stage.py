@@ -10,10 +10,11 @@ import pytest
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.dataset.example import IGNORED_LABEL
+from llmforge.dataset.example_table import EXAMPLE_SCHEMA
 from llmforge.dataset.row_encoder import TWO_BEGINNINGS
 from llmforge.dataset.sources import in_validation_fraction, plan_blocks
-from llmforge.dataset.stage import EXAMPLE_SCHEMA, BlockTokenizer
-from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.dataset.stage import BlockTokenizer, SourceBlock, StageSettings
+from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render
 from tests.prompt.formats import ADJACENT, SPECIAL_TOKENS, Row
@@ -34,7 +35,10 @@ def make_job(**changes: object) -> JobConfig:
 
 def table_rows(job: JobConfig, path: Path, *, is_validation: bool = False) -> list[dict[str, object]]:
     (block,) = plan_blocks([str(path)], is_validation=is_validation, block_bytes=1 << 20, cache_folder=Path("/none"))
-    table = BlockTokenizer(job.model_dump_json(), TOKENIZER_JSON, "/none").table(block)
+    settings = StageSettings(
+        job.model_dump_json(), (job.dataset.model_dump_json(),), TokenizerText(TOKENIZER_JSON), "/none", False
+    )
+    table = BlockTokenizer(settings).table(SourceBlock(0, block))
     assert table.schema == EXAMPLE_SCHEMA
     rows: list[dict[str, object]] = table.to_pylist()
     return rows

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.dataset.stats import CheckTotals, DatasetStats, LengthSummary, SplitStats, summarise_lengths
+from llmforge.dataset.stats import (
+    CheckTotals,
+    DatasetStats,
+    HistogramBin,
+    LengthSummary,
+    SplitStats,
+    length_histogram,
+    summarise_lengths,
+)
 
-TRAIN = SplitStats(examples=90, samples=10, tokens=4000, trained_tokens=1000, packing_efficiency=0.9765)
-VALID = SplitStats(examples=5, samples=5, tokens=300, trained_tokens=99, packing_efficiency=0.5)
+TRAIN = SplitStats(
+    rows=90,
+    examples=90,
+    samples=10,
+    tokens=4000,
+    trained_tokens=1000,
+    packing_efficiency=0.9765,
+    longest_sample=510,
+    most_trained=200,
+)
+VALID = SplitStats(
+    rows=5,
+    examples=5,
+    samples=5,
+    tokens=300,
+    trained_tokens=99,
+    packing_efficiency=0.5,
+    longest_sample=80,
+    most_trained=40,
+)
 STATS = DatasetStats(
     rows_in=100,
     rows_used=95,
@@ -18,6 +46,7 @@ STATS = DatasetStats(
     checks=CheckTotals(rows=97, prompts=130, straddled=0, ends_with_terminator=96),
     context_length=512,
     lengths=LengthSummary(shortest=3, median=40, p95=200, longest=511),
+    length_histogram=(HistogramBin(shortest=1, longest=512, count=97),),
     train=TRAIN,
     valid=VALID,
 )
@@ -77,3 +106,33 @@ def test_every_summary_is_a_length_that_occurs(lengths: list[int]) -> None:
     assert {summary.shortest, summary.median, summary.p95, summary.longest} <= set(lengths)
     assert sum(length <= summary.p95 for length in lengths) >= 0.95 * len(lengths)
     assert sum(length < summary.p95 for length in lengths) < 0.95 * len(lengths)
+
+
+def bins(lengths: list[int], num_bins: int = 24) -> list[tuple[int, int, int]]:
+    return [(found.shortest, found.longest, found.count) for found in length_histogram(lengths, num_bins)]
+
+
+def test_a_histogram() -> None:
+    assert bins([1, 2, 3, 4, 5, 6, 7, 8, 8], num_bins=4) == [(1, 2, 2), (3, 4, 2), (5, 6, 2), (7, 8, 3)]
+    assert bins([7]) == [(7, 7, 1)]
+    assert bins([1]) == [(1, 1, 1)]
+
+
+def test_empty_bins_at_the_begin_are_left_out() -> None:
+    assert bins([100, 101, 128], num_bins=4) == [(97, 128, 3)]
+
+
+def test_the_last_bin_takes_what_is_far_beyond() -> None:
+    assert bins([*range(1, 101), *range(1, 101), 9000], num_bins=4)[-1] == (97, 9000, 9)
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1), st.integers(1, 30))
+def test_every_length_is_in_one_bin(lengths: list[int], num_bins: int) -> None:
+    found = bins(lengths, num_bins)
+    assert len(found) <= num_bins
+    for shortest, longest, count in found:
+        assert sum(shortest <= length <= longest for length in lengths) == count
+    assert sum(count for _, _, count in found) == len(lengths)
+    assert all(one[1] + 1 == other[0] for one, other in pairwise(found))
+    widths = {longest - shortest + 1 for shortest, longest, _ in found[:-1]}
+    assert all(width.bit_count() == 1 for width in widths) and len(widths) <= 1

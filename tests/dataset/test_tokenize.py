@@ -207,7 +207,7 @@ def as_written_by(parts: list[str], folder: str) -> str:
 def as_written(words: list[str]) -> str:
     """The text that the words of tokens spell, control tokens and dummy prefixes with it."""
     if any("\u0120" in word or "\u010a" in word for word in words):  # the space and the line feed of byte-level words
-        return ByteLevelDecoder().decode(words)
+        return str(ByteLevelDecoder().decode(words)).replace("\u2581", " ")
     encoded = [bytes.fromhex(word[3:5]) if BYTE_WORD.fullmatch(word) else word.encode() for word in words]
     return b"".join(encoded).decode().replace("\u2581", " ")
 

@@ -22,7 +22,8 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.model import LoraConfig
 from llmforge.config.prompt_format import PromptFormat
-from llmforge.config.resolve import DataSizes, JobFacts, resolve_job, size_job
+from llmforge.config.resolve import JobFacts, resolve_job
+from llmforge.config.sizing import DataSizes, size_job
 from llmforge.errors import CheckpointError, DataError, ModelError
 from llmforge.inference.generate import Generator, Sampling, open_generator
 from llmforge.inference.load import TrainedModel, find_checkpoint, load_trained_model

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from llmforge.metrics.charts import MAX_POINTS, draw_charts
+from llmforge.metrics.charts import MAX_POINTS, Chart, draw_charts, draw_lengths
+from llmforge.metrics.data_facts import LengthBin, Lengths
 
 
 def losses(*values: float) -> list[dict[str, float]]:
@@ -17,6 +18,14 @@ def polylines(svg: str, variable: str) -> list[str]:
     """The path data of the lines drawn in a colour, frames and legend apart: those are short."""
     paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--{variable}\)', svg)
     return [path for path in paths if "clip-path" not in path]
+
+
+def assert_well_formed(chart: Chart) -> None:
+    for svg in filter(None, [chart.svg, chart.wide_svg]):
+        ElementTree.fromstring(svg)
+        assert "http" not in svg and "<style" not in svg
+        assert not re.findall(r"#[0-9a-f]{6}\b", svg), "a colour that is no variable"
+        assert set(re.findall(r'href="([^"]*)"', svg)) <= {f"#{name}" for name in re.findall(r' id="([^"]*)"', svg)}
 
 
 def test_a_chart_for_each_quantity_that_was_measured() -> None:
@@ -57,11 +66,7 @@ def test_a_chart_for_each_quantity_that_was_measured() -> None:
 )
 def test_every_drawing_is_well_formed_and_refers_to_nothing_outside(records: list[dict[str, float]]) -> None:
     for chart in draw_charts(records):
-        for svg in filter(None, [chart.svg, chart.wide_svg]):
-            ElementTree.fromstring(svg)
-            assert "http" not in svg and "<style" not in svg
-            assert not re.findall(r"#[0-9a-f]{6}\b", svg), "a colour that is no variable"
-            assert set(re.findall(r'href="([^"]*)"', svg)) <= {f"#{name}" for name in re.findall(r' id="([^"]*)"', svg)}
+        assert_well_formed(chart)
 
 
 def test_the_same_records_give_the_same_bytes() -> None:
@@ -84,3 +89,24 @@ def test_a_gap_in_the_loss_is_a_gap_in_the_line() -> None:
     whole, broken = (draw_charts(losses(3.0, 2.0, value, 2.0, 1.0))[0].svg for value in (1.5, math.nan))
     assert max(polylines(whole, "train"), key=len).count("M") == 1
     assert max(polylines(broken, "train"), key=len).count("M") == 2
+
+
+@pytest.mark.parametrize(
+    ("bins", "context_length", "num_inside", "num_beyond", "is_marked"),
+    [
+        ([(1, 64, 5), (65, 128, 9), (129, 192, 0), (193, 4000, 2)], 128, 2, 2, True),
+        ([(1, 1, 1)], 8, 1, 0, False),
+        ([(33, 64, 7)], 8192, 1, 0, False),
+        ([(129, 256, 7), (257, 300, 1)], 100, 0, 2, True),
+    ],
+)
+def test_bars_of_lengths(
+    bins: list[tuple[int, int, int]], context_length: int, num_inside: int, num_beyond: int, is_marked: bool
+) -> None:
+    """Those beyond the context length have another colour; a mark far from all bars would press them together."""
+    chart = draw_lengths(Lengths("", [LengthBin(*found) for found in bins], context_length))
+    assert_well_formed(chart)
+    for svg in (chart.svg, chart.wide_svg or ""):
+        filled = re.findall(r"fill: var\(--(train|eval)\)", svg)
+        assert (filled.count("train"), filled.count("eval")) == (num_inside, num_beyond)
+        assert (f"context length {context_length:,}" in svg) == is_marked

@@ -9,7 +9,7 @@ import pytest
 
 from llmforge.metrics.page import ExampleSegment
 from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, render_report, write_report
-from tests.metrics.pages import HOSTILE, Page, text_of
+from tests.metrics.pages import HOSTILE, Page, assert_opens_offline, data_facts, text_of
 
 RECORDS = [
     {"step": 0, "epoch": 0.0, "eval/loss": 3.0, "eval/perplexity": 20.09, "eval/trained_tokens": 999},
@@ -21,7 +21,7 @@ DATA = ReportData(
     run_name="tiny-run",
     description="tiny, LoRA",
     records=RECORDS,
-    data_stats={"num_rows": 1234, "rows_dropped": {"over_length": 7}},
+    facts=data_facts(),
     job_yaml="model_id: tiny\nlearning_rate: 0.0001\n",
     best_checkpoint=BestCheckpoint("step-00000010-ab", 10, "s3://bucket/run/checkpoints/step-00000010-ab", 1.25),
     commands={"Talk to it": "llmforge chat s3://bucket/run"},
@@ -48,8 +48,8 @@ def test_everything_is_on_the_page() -> None:
         "Best checkpoint: step 10, evaluation loss 1.2500 s3://bucket/run/checkpoints/step-00000010-ab",
         "Talk to it llmforge chat s3://bucket/run",
         "10 (best) 1.00 1.2500 3.49 12 s",
-        "rows 1,234",
-        "over length 7",
+        "in 1,234 100 %",
+        "training 1,100 90 44,000 25 % 95.5 %",
         "train.jsonl:17",
         "model_id: tiny",
     ):
@@ -65,13 +65,7 @@ def test_trained_text_is_marked_and_control_tokens_and_line_ends_are_visible() -
 
 
 def test_the_page_needs_nothing_from_outside_and_runs_nothing() -> None:
-    text = render_report(DATA)
-    page = Page(text)
-    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.elements)
-    assert not [name for name, _ in page.attributes if name in ("src", "srcset") or name.startswith("on")]
-    assert all(value.startswith("#") for name, value in page.attributes if name.endswith("href"))
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", text))
-    assert "http" not in text and "@import" not in text
+    assert_opens_offline(render_report(DATA))
 
 
 def test_whatever_comes_from_the_run_is_escaped() -> None:
@@ -80,7 +74,7 @@ def test_whatever_comes_from_the_run_is_escaped() -> None:
             run_name=HOSTILE,
             description=HOSTILE,
             records=RECORDS,
-            data_stats={HOSTILE: HOSTILE, "nested" + HOSTILE: {"a": [HOSTILE]}},
+            facts=data_facts(HOSTILE),
             job_yaml=HOSTILE,
             best_checkpoint=BestCheckpoint(HOSTILE, 1, HOSTILE),
             commands={HOSTILE: HOSTILE},
@@ -105,13 +99,13 @@ def test_whatever_comes_from_the_run_is_escaped() -> None:
     ids=["empty", "one step", "evaluation only", "NaN", "NaN evaluation", "repeated"],
 )
 def test_unusual_runs(records: list[dict[str, float]], expected: str, unexpected: str) -> None:
-    text = text_of(render_report(replace(DATA, records=records)))
+    text = text_of(render_report(replace(DATA, records=records, facts=None)))
     assert expected in text
     assert unexpected not in text
 
 
 def test_the_least_that_can_be_reported() -> None:
-    text = text_of(render_report(ReportData("bare", [], {}, "")))
+    text = text_of(render_report(ReportData("bare", [], "")))
     for section in ("The model", "Training", "Data", "Examples"):
         assert section not in text
 
@@ -119,7 +113,7 @@ def test_the_least_that_can_be_reported() -> None:
 def test_a_report_replaces_the_one_before_and_survives_broken_unicode(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, DATA)
-    write_report(path, ReportData("half a pair \ud83d, 漢字", [], {}, ""))
+    write_report(path, ReportData("half a pair \ud83d, 漢字", [], ""))
     text = path.read_text(encoding="utf-8")
     assert "half a pair \\ud83d, 漢字" in text and "tiny-run" not in text
     assert list(tmp_path.iterdir()) == [path]

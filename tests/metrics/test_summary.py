@@ -5,15 +5,14 @@ import math
 import pytest
 
 from llmforge.metrics.summary import (
-    StatTable,
     Tile,
     best_evaluation,
+    bytes_text,
     count_text,
     decimal_text,
     find_warnings,
     merge_records,
     number_text,
-    stat_tables,
     summarise,
     visible_text,
 )
@@ -91,17 +90,6 @@ def test_a_diverged_loss_is_a_warning_that_names_the_step_and_a_remedy() -> None
     assert find_warnings([{"step": 1, "train/loss": 1.0}]) == []
 
 
-def test_nested_statistics_become_tables() -> None:
-    stats = {"num_rows": 12345, "rows_dropped": {"over_length": 2}, "valid": {"num_rows": 5, "rows_dropped": {}}}
-    assert stat_tables(stats) == [
-        StatTable("", [("rows", "12,345")]),
-        StatTable("Rows dropped", [("over length", "2")]),
-        StatTable("Valid", [("rows", "5")]),
-        StatTable("Valid: rows dropped", [("none", "")]),
-    ]
-    assert stat_tables({}) == []
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -142,3 +130,11 @@ def test_line_ends_and_control_characters_are_made_visible() -> None:
     )
     for untouched in ("\u2764\ufe0f\u200d\U0001f525", "\u0645\u06cc\u200c\u062e", "e\u0301 \u00a0x"):
         assert visible_text(untouched) == untouched
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0.00 KiB"), (1536, "1.50 KiB"), (5 * 2**19, "2.50 MiB"), (3 * 2**30, "3.00 GiB"), (2**40, "1024.00 GiB")],
+)
+def test_amounts_of_memory(num_bytes: int, text: str) -> None:
+    assert bytes_text(num_bytes) == text

@@ -17,6 +17,7 @@ from llmforge.errors import ModelError
 from llmforge.models.folder import (
     ModelFacts,
     model_folder,
+    read_eos_token,
     read_model_facts,
     read_tokenizer_json,
     read_tokenizer_template,
@@ -136,6 +137,7 @@ def test_the_chat_template_is_the_one_of_transformers(
     assert found is not None
     assert found.chat_template == tokenizer.get_chat_template() == ("é\n{{ x }}" if with_file else "a")
     assert dict(found.special_tokens) == tokenizer.special_tokens_map
+    assert read_eos_token(stories) == tokenizer.eos_token
 
 
 def test_a_tokenizer_without_chat_template(stories: Path) -> None:
@@ -143,8 +145,10 @@ def test_a_tokenizer_without_chat_template(stories: Path) -> None:
     for without in ({}, {"chat_template": None}, {"chat_template": [{"name": "rag", "template": "x"}]}):
         config.write_text(json.dumps({"bos_token": "<s>", **without}))
         assert read_tokenizer_template(stories) is None
+    assert read_eos_token(stories) is None
     config.unlink()
     assert read_tokenizer_template(stories) is None
+    assert read_eos_token(stories) is None
 
 
 def test_a_chat_template_beside_no_other_file(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_prompt_ends_with_the_user() -> None:
 
 
 ORDER = "after the system message, user and assistant take turns and the user begins"
-WEIGHT = "expected a number from 0, which leaves the turn out"
+WEIGHT = "expected a number from 0, which leaves it out"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,39 @@ def test_local_fingerprint_is_of_the_bytes(tmp_path: Path) -> None:
     file.write_bytes(b"{}\n" * 1_000_000)
     expected = FileFingerprint(str(file), 3_000_000, f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}")
     assert fingerprint(str(file)) == expected
+
+
+@pytest.mark.slow
+def test_the_checksum_of_a_large_file_is_kept_as_long_as_it_is_untouched(tmp_path: Path) -> None:
+    file, cache_folder = tmp_path / "rows.jsonl", tmp_path / "cache"
+    file.write_bytes(b"{}\n" * 12_000_000)
+    expected = fingerprint(str(file))
+    assert fingerprint(str(file), cache_folder) == expected
+    assert not cache_folder.exists()  # too young: a write within the same tick of the clock would not show
+    time.sleep(2.1)
+    assert fingerprint(str(file), cache_folder) == expected
+    (kept,) = (cache_folder / "checksums").iterdir()
+    kept.write_text("0")
+    assert fingerprint(str(file), cache_folder).checksum == "sha256:0"
+    status = file.stat()
+    with file.open("r+b") as opened:
+        opened.write(b"[]")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other = fingerprint(str(file), cache_folder)
+    assert other.checksum == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" != expected.checksum
+
+
+@pytest.mark.slow
+def test_a_file_that_is_written_while_its_checksum_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(bytes(200_000_000))
+    with file.open("r+b", buffering=0) as opened:
+        writer = threading.Timer(0.05, opened.write, [b"x"])
+        writer.start()
+        with pytest.raises(StorageError) as caught:
+            fingerprint(str(file))
+        writer.join()
+    assert str(caught.value) == f"{file}: changed while it was read; start the job again once nobody writes it"
 
 
 def test_fingerprint_of_nothing(tmp_path: Path) -> None:

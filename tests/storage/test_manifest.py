@@ -16,6 +16,7 @@ from llmforge.storage.manifest import (
     DamagedError,
     FileRecord,
     Manifest,
+    check_folder,
     commit_folder,
     fetch_folder,
     read_manifest,
@@ -93,6 +94,31 @@ def test_every_damage_is_named(storage: Storage, tmp_path: Path) -> None:
     assert lines[2] == "  sub/config.json: 1 bytes, not the 2 bytes written"
     assert lines[3].startswith("  weights.bin: SHA-256 ")
     assert content_of(tmp_path / "out") == {}
+
+
+def test_a_folder_of_this_machine_is_checked_to_the_byte(storage: Storage, tmp_path: Path) -> None:
+    manifest = commit_folder(storage, "x", make_folder(tmp_path / "in"), {})
+    check_folder(storage, "x", manifest)
+    root = tmp_path / "store" / "x"
+    make_folder(root, {"weights.bin": b"w" * 4999 + b"v"})
+    (root / "empty").unlink()
+    with pytest.raises(
+        DamagedError, match=r"2 of 3 files are not what was written:\n  empty: missing\n  weights.bin: SHA"
+    ):
+        check_folder(storage, "x", manifest)
+
+
+def test_a_folder_elsewhere_is_checked_by_size(storage: Storage, tmp_path: Path) -> None:
+    """`FailingStorage` is no `LocalStorage`, as S3 is none."""
+    remote = FailingStorage(storage, fail_at=10_000)
+    manifest = commit_folder(remote, "x", make_folder(tmp_path / "in"), {})
+    check_folder(remote, "x", manifest)
+    root = tmp_path / "store" / "x"
+    make_folder(root, {"weights.bin": b"w" * 4999, "sub/config.json": b"[]"})
+    (root / "empty").unlink()
+    damage = "2 of 3 files are not what was written:\n  empty: missing\n  weights.bin: 4999 bytes, not the 5000 bytes"
+    with pytest.raises(DamagedError, match=damage):
+        check_folder(remote, "x", manifest)
 
 
 def test_a_committed_folder_never_changes(storage: Storage, tmp_path: Path) -> None:

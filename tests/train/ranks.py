@@ -100,7 +100,7 @@ def write_random_samples(folder: Path) -> None:
         labels = np.where(generator.random(len(ids)) < 0.4, ids, np.int32(IGNORED_LABEL)).astype(np.int32)
         labels[0], labels[-1] = IGNORED_LABEL, ids[-1]
         examples.append(Example(ids, labels))
-    packs = pack([len(example.input_ids) for example in examples], CONTEXT_LENGTH)
+    packs = pack(np.array([len(example.input_ids) for example in examples]), CONTEXT_LENGTH)
     write_samples(folder / "packed.arrow", [join_examples([examples[i] for i in members]) for members in packs])
     write_samples(folder / "alone.arrow", [join_examples([example]) for example in examples])
 

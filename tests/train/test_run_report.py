@@ -11,13 +11,24 @@ import pytest
 
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
+from llmforge.dataset.facts import data_facts
 from llmforge.dataset.preview import Piece
-from llmforge.dataset.stats import CheckTotals, DatasetStats, LengthSummary, SplitStats
+from llmforge.dataset.stats import CheckTotals, DatasetStats, HistogramBin, LengthSummary, SplitStats
 from llmforge.storage.base import open_storage, read_bytes
 from llmforge.train.run_report import REPORT_FILE, store_report, use_commands
+from tests.metrics.pages import text_of
 
 JOB_TEXT = "model_id: meta-llama/Meta-Llama-3-8B\ntrain_path: a<b>.jsonl\n"
-SPLIT = SplitStats(examples=321, samples=54, tokens=9876, trained_tokens=4321, packing_efficiency=0.987)
+SPLIT = SplitStats(
+    rows=321,
+    examples=321,
+    samples=54,
+    tokens=9876,
+    trained_tokens=4321,
+    packing_efficiency=0.987,
+    longest_sample=500,
+    most_trained=300,
+)
 STATS = DatasetStats(
     rows_in=333,
     rows_used=321,
@@ -25,6 +36,10 @@ STATS = DatasetStats(
     checks=CheckTotals(rows=333, prompts=400, straddled=2, ends_with_terminator=333),
     context_length=512,
     lengths=LengthSummary(shortest=3, median=41, p95=222, longest=511),
+    length_histogram=(
+        HistogramBin(shortest=1, longest=256, count=300),
+        HistogramBin(shortest=257, longest=512, count=33),
+    ),
     train=SPLIT,
 )
 RECORDS = [
@@ -68,7 +83,8 @@ def test_the_report_of_a_run(tmp_path: Path, eval_loss: float | None) -> None:
         }
     )
     records = RECORDS if eval_loss is not None else RECORDS[1:-1]
-    store_report(storage, job, JOB_TEXT, STATS, records, checkpoint(eval_loss), PREVIEW)
+    facts = data_facts(STATS, "my runs/data/ab12")
+    store_report(storage, job, JOB_TEXT, facts, records, checkpoint(eval_loss), PREVIEW)
     assert [file.key for file in storage.list()] == [REPORT_FILE]
     page = read_bytes(storage, REPORT_FILE).decode()
     text = unescape(page)
@@ -77,7 +93,16 @@ def test_the_report_of_a_run(tmp_path: Path, eval_loss: float | None) -> None:
     assert JOB_TEXT in text and "<b>.jsonl" not in page
     assert f"{storage.root_uri}/checkpoints/step-00000020-ab12" in text
     assert all(command in text for command in use_commands(storage.root_uri).values())
-    assert all(number in text.replace(",", "") for number in ("333", "12", "9876", "4321"))
+    for expected in (
+        "What became of the rows Rows Share in 333 100 % used 321 96.4 %",
+        "dropped: longer than context_length 12 3.604 %",
+        "Every row that is not used, with its reason: my runs/data/ab12/dropped.jsonl",
+        "training 321 54 9,876 44 % 98.7 %",
+        "checks: 400 prompts in 333 rows are the begin of what is trained",
+        "Median 41, 95 % up to 222, longest 511; context_length is 512.",
+        "257 to 512 33",
+    ):
+        assert expected in text_of(page)
     assert ("1.0625" in text) == (eval_loss is not None)
 
 

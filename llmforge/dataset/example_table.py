@@ -1,0 +1,91 @@
+"""Rows of a block as an Arrow table: what the tasks of the data stage hand back, examples and refused rows alike.
+
+In: encoded rows and where they stand. Out: tables of `EXAMPLE_SCHEMA`, made of flat buffers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+
+from llmforge.dataset.example import ExampleBatch
+from llmforge.dataset.row_encoder import EncodedRows
+
+EXAMPLE_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("line", pa.int64()),
+        ("source", pa.int32()),
+        ("is_validation", pa.bool_()),
+        ("reason", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("weights", pa.list_(pa.float32())),
+        ("num_trained", pa.int64()),
+        ("num_prompts", pa.int64()),
+        ("straddled", pa.bool_()),
+        ("ends_with_terminator", pa.bool_()),
+        ("is_windowed", pa.bool_()),
+        ("digest", pa.binary()),
+    ]
+)
+"""`source`: its number among those of the job. `reason`: why a row is refused. `weights`: of the loss at every
+position, as in `ExampleBatch`; `num_trained`: how many of them are not 0. Then four that are those of `EncodedRows`.
+`digest`: of tokens and weights, where the job drops duplicates."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of one block stand."""
+
+    uri: str
+    source: int
+    lines: Sequence[int]
+
+
+def example_table(
+    places: Places, is_validation: Sequence[bool], encoded: EncodedRows, *, with_digests: bool
+) -> pa.Table:
+    """Rows that are encoded; those with a problem have a reason."""
+    examples = encoded.examples
+    offsets = pa.array(examples.offsets, pa.int32())
+    count = len(places.lines)
+    return pa.table(
+        [
+            pa.array([places.uri] * count, pa.string()),
+            pa.array(places.lines, pa.int64()),
+            pa.array(np.full(count, places.source, np.int32)),
+            pa.array(is_validation, pa.bool_()),
+            pa.array(encoded.problems, pa.string()),
+            pa.ListArray.from_arrays(offsets, examples.input_ids),
+            pa.ListArray.from_arrays(offsets, examples.weights),
+            pa.array(examples.sums(examples.weights > 0), pa.int64()),
+            pa.array(encoded.num_prompts, pa.int64()),
+            pa.array(encoded.straddled, pa.bool_()),
+            pa.array(encoded.ends_with_terminator, pa.bool_()),
+            pa.array(encoded.is_windowed, pa.bool_()),
+            pa.array(_digests(examples), pa.binary()) if with_digests else pa.nulls(count, pa.binary()),
+        ],
+        schema=EXAMPLE_SCHEMA,
+    )
+
+
+def refused_table(places: Places, reasons: Sequence[str]) -> pa.Table:
+    """Rows that have no example."""
+    facts = zip(places.lines, reasons, strict=True)
+    rows = [{"uri": places.uri, "line": line, "source": places.source, "reason": reason} for line, reason in facts]
+    return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
+
+
+def _digests(examples: ExampleBatch) -> list[bytes]:
+    """What tells examples apart: the same tokens with the same loss are the same example."""
+    buffers = [values.view(np.uint8).data for values in (examples.input_ids, examples.weights)]
+    digests = []
+    for begin, end in pairwise((4 * examples.offsets).tolist()):
+        digest = blake2b(digest_size=16)
+        for buffer in buffers:  # of four bytes a token each, so both have the same length
+            digest.update(buffer[begin:end])
+        digests.append(digest.digest())
+    return digests

@@ -1,0 +1,37 @@
+"""The statistics of a prepared dataset as the values that pages show: in `DatasetStats`, out `DataFacts`."""
+
+from __future__ import annotations
+
+from llmforge.dataset.stats import DatasetStats
+from llmforge.metrics.data_facts import DataFacts, LengthBin, Lengths, RowCount, SplitLine
+from llmforge.storage.base import join_uri
+
+
+def data_facts(stats: DatasetStats, uri: str) -> DataFacts:
+    """`uri` is where the prepared dataset lies."""
+    lengths = stats.lengths
+    return DataFacts(
+        rows=_rows(stats),
+        num_dropped=stats.rows_dropped,
+        dropped_file=join_uri(uri, "dropped.jsonl"),
+        splits=[
+            SplitLine(name, split.examples, split.samples, split.tokens, split.trained_tokens, split.packing_efficiency)
+            for name, split in (("training", stats.train), ("validation", stats.valid))
+            if split is not None
+        ],
+        lengths=Lengths(
+            f"Median {lengths.median:,}, 95 % up to {lengths.p95:,}, longest {lengths.longest:,}; "
+            f"context_length is {stats.context_length:,}.",
+            [LengthBin(found.shortest, found.longest, found.count) for found in stats.length_histogram],
+            stats.context_length,
+        ),
+        notes=[stats.checks.describe()],
+    )
+
+
+def _rows(stats: DatasetStats) -> list[RowCount]:
+    counts = {"in": stats.rows_in, "used": stats.rows_used}
+    if stats.truncated:
+        counts["used, but cut to the context length"] = stats.truncated
+    counts |= {f"dropped: {reason}": count for reason, count in stats.dropped.items()}
+    return [RowCount(what, count, count / stats.rows_in) for what, count in counts.items()]

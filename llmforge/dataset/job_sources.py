@@ -1,0 +1,94 @@
+"""The sources of a job, ready to be read: the single files of each, and how their rows are read.
+
+In: a job. Out: one `JobSource` for every entry of `train_path` and `valid_path`, in their order. Which format rows have
+is looked up in the first of them where the job leaves it open.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from llmforge.config.data import DatasetConfig, RowFormat, dataset_for
+from llmforge.config.job import JobConfig
+from llmforge.dataset.detection import detect_format
+from llmforge.dataset.files import expand_uris
+from llmforge.dataset.sources import first_lines
+from llmforge.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+NUM_DETECTED_ROWS = 100
+
+
+@dataclass(frozen=True)
+class JobSource:
+    """One entry of `train_path` or `valid_path`."""
+
+    path: str
+    """As it stands in the job."""
+    uris: tuple[str, ...]
+    """Its single files."""
+    is_validation: bool
+    weight: float | None
+    dataset: DatasetConfig
+    """How its rows are read."""
+    evidence: str | None = None
+    """Why they have this format, where it was looked up."""
+
+    @property
+    def row_format(self) -> RowFormat:
+        """The format of its rows."""
+        return self.dataset.format
+
+
+def list_sources(job: JobConfig) -> list[JobSource]:
+    """All sources with their files; their formats as the job has them, so perhaps `auto`.
+
+    Raises `DataError` and `StorageError` for files that are not there.
+    """
+    groups = ((job.train_sources, False), (job.valid_sources, True))
+    return [
+        JobSource(
+            source.path,
+            tuple(expand_uris([source.path])),
+            is_validation,
+            source.weight,
+            dataset_for(source, job.dataset),
+        )
+        for sources, is_validation in groups
+        for source in sources
+    ]
+
+
+def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobSource:
+    """The same source, its format looked up in the first rows if it is open.
+
+    Raises `DataError` where it cannot be told, and where the task cannot be trained on it.
+    """
+    if source.row_format == "auto":
+        records = [record for _, _, record in islice(first_lines(source.uris, cache_folder), NUM_DETECTED_ROWS)]
+        if not records:
+            raise DataError(f"{source.path}: no rows; expected records, such as one JSON object per line")
+        try:
+            detected = detect_format(records, source.dataset)
+        except DataError as error:
+            raise DataError(f"{source.path}: {error}") from error
+        dataset = source.dataset.model_copy(update={"format": detected.format})
+        source = replace(source, dataset=dataset, evidence=detected.evidence)
+    if source.row_format == "text" and task != "causal_lm":
+        raise DataError(
+            f"{source.path}: rows of plain text, but task is {task}: there is no answer to be learnt in them; "
+            "set task: causal_lm to train every token"
+        )
+    return source
+
+
+def log_formats(sources: Sequence[JobSource]) -> None:
+    """Say which formats were looked up, and why."""
+    for source in sources:
+        if source.evidence is not None:
+            logger.info("data: %s: rows of the format %s: %s", source.path, source.row_format, source.evidence)

@@ -1,0 +1,142 @@
+"""A prepared dataset: the name that everything which decides it gives it, where it lies, and how it is opened.
+
+In: a resolved job and the tokenizer's text. Out: a name, and the `PreparedDataset` of this name where there is one.
+It does not know how one is made, and imports no Ray: a second run of the same job starts none to find its data.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmforge.config.job import JobConfig
+from llmforge.config.job_memory import SequenceSizes
+from llmforge.config.sizing import DataSizes
+from llmforge.dataset.job_sources import JobSource
+from llmforge.dataset.shards import SampleReader, Split, shard_name
+from llmforge.dataset.stats import DatasetStats
+from llmforge.dataset.tokenize import TokenizerText
+from llmforge.errors import DataError
+from llmforge.storage.base import Storage, join_uri
+from llmforge.storage.cache import fingerprint
+from llmforge.storage.manifest import (
+    AlreadyCommittedError,
+    DamagedError,
+    check_folder,
+    commit_folder,
+    local_folder,
+    read_manifest,
+    remove_folder,
+)
+
+logger = logging.getLogger(__name__)
+
+STAGE_VERSION = 4
+"""Raised whenever the same inputs would give other samples or other statistics."""
+
+DATA_FOLDER = "data"
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """A committed prepared dataset; it travels to workers, which open it by themselves."""
+
+    name: str
+    """Hash of everything that decides the content."""
+    stats: DatasetStats
+    was_cached: bool
+
+    @property
+    def prefix(self) -> str:
+        """Where it lies below `output_dir`; all runs there share it."""
+        return f"{DATA_FOLDER}/{self.name}"
+
+    def open(self, split: Split, storage: Storage, cache_folder: Path) -> SampleReader:
+        """Fetch the shard to this node, verified, unless it is there, and map it into memory."""
+        manifest = read_manifest(storage, self.prefix)
+        if manifest is None:
+            uri = join_uri(storage.root_uri, self.prefix)
+            raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
+        target = cache_folder / DATA_FOLDER / self.name
+        try:
+            folder = local_folder(storage, self.prefix, manifest, target, paths=[shard_name(split)])
+        except DamagedError as error:
+            uri = join_uri(storage.root_uri, self.prefix)
+            raise DataError(
+                f"damaged prepared dataset: {error}\nremove {uri} and start the job again to make it anew"
+            ) from error
+        return SampleReader(folder / shard_name(split))
+
+    def sizes(self, model_context_length: int | None) -> DataSizes:
+        """What the rest of the job's numbers follow from."""
+        return DataSizes(
+            length_p95=self.stats.lengths.p95,
+            longest_tokens=self.stats.lengths.longest,
+            num_train_samples=self.stats.train.samples,
+            model_context_length=model_context_length,
+            sequences=SequenceSizes(self.stats.train.longest_sample, self.stats.train.most_trained),
+        )
+
+
+def find_prepared(storage: Storage, name: str) -> PreparedDataset | None:
+    """The prepared dataset of this name below `output_dir`, where `storage` is rooted; None where there is none.
+
+    One that is damaged is removed, so that it is made anew.
+    """
+    prefix = f"{DATA_FOLDER}/{name}"
+    try:
+        manifest = read_manifest(storage, prefix)
+        if manifest is None:
+            return None
+        check_folder(storage, prefix, manifest)
+    except DamagedError as error:
+        logger.warning("data: made anew, because the prepared dataset is damaged: %s", error)
+        remove_folder(storage, prefix)
+        return None
+    logger.info("data: unchanged, using %s", join_uri(storage.root_uri, prefix))
+    return PreparedDataset(name, DatasetStats.model_validate(manifest.metadata["stats"]), was_cached=True)
+
+
+def commit_prepared(storage: Storage, name: str, folder: Path, stats: DatasetStats) -> PreparedDataset:
+    """Make what stands in a local folder the prepared dataset of this name."""
+    prefix = f"{DATA_FOLDER}/{name}"
+    try:
+        commit_folder(storage, prefix, folder, metadata={"stats": stats.model_dump(mode="json")})
+    except AlreadyCommittedError:  # another job has just prepared the same data
+        logger.info("data: another job has prepared %s meanwhile", join_uri(storage.root_uri, prefix))
+    return PreparedDataset(name, stats, was_cached=False)
+
+
+def content_hash(
+    job: JobConfig,
+    sources: Sequence[JobSource],
+    tokenizer: TokenizerText,
+    model_context_length: int | None,
+) -> str:
+    """The name of the prepared dataset of a resolved job. Reads its local data files whole, for their checksums."""
+    is_drawn = job.dataset.valid_fraction is not None or any(source.weight is not None for source in sources)
+    decides = {
+        "stage": STAGE_VERSION,
+        "sources": [_identity(source) for source in sources],
+        "format": job.prompt_format.model_dump(mode="json"),
+        "tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest(),
+        "eos_token": tokenizer.eos_token,
+        "task": job.task,
+        "packing": job.packing,
+        "context_length": job.context_length or f"measured, at most {model_context_length}",
+        "dataset": job.dataset.model_dump(mode="json", exclude={"shuffle", "min_trained_share"}),
+        "seed": job.seed if is_drawn else None,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _identity(source: JobSource) -> dict[str, object]:
+    """What tells a source from another. Its format, where it is looked up, follows from its files."""
+    return {
+        "files": [asdict(fingerprint(uri)) for uri in source.uris],
+        "is_validation": source.is_validation,
+        "weight": source.weight,
+        "rows": source.dataset.model_dump(mode="json", include={"format", "columns"}),
+    }
