@@ -27,7 +27,7 @@ class Fault:
     """What happens to connections; nothing by itself."""
 
     kind: Literal["refuse", "reset", "stall"] | None = None
-    """`refuse` breaks them at once, `reset` when they have carried more than `after_bytes`, `stall` holds them there."""
+    """`refuse` breaks them at once, `reset` beyond `after_bytes`, and `stall` holds them there."""
     after_bytes: int = 0
     """Of the direction `of`, in one connection."""
     of: Direction = "answers"

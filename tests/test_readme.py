@@ -41,7 +41,7 @@ def test_the_commands_of_the_readme(quickstart_material: Path, tmp_path: Path) -
     }
     commands = readme_commands()
     used = {command.split()[1] for command in commands}
-    assert used == {"validate", "preview", "train", "generate", "chat", "schema"}
+    assert used == {"validate", "prepare", "preview", "train", "generate", "chat", "schema"}
     outputs = {}
     for command in commands:
         done = subprocess.run(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmforge.cli.data_stage import PreparedJob, prepare_data
 from llmforge.cli.html_file import check_html_file, write_html_file
-from llmforge.cli.memory import plan_memory
+from llmforge.cli.memory import or_name_it, plan_memory
 from llmforge.cli.validate import (
     describe_job,
     format_origin,
@@ -28,7 +28,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.sizing import global_batch_size, steps_per_epoch
 from llmforge.dataset.facts import data_facts
 from llmforge.dataset.stats import DatasetStats, SplitStats
-from llmforge.metrics.data_page import DataPage, data_lines, write_data_page
+from llmforge.metrics.data_page import DataPage, data_lines
 from llmforge.metrics.meters import duration_text
 from llmforge.metrics.summary import Tile, bytes_text, count_text
 from llmforge.models.folder import ModelFacts
@@ -60,6 +60,8 @@ def run_check_data(
     summary = describe_job(submitted, str(job_file), done.local.job.prompt_format, done.local.special_tokens, done.job)
     lines = [summary, done.prepared.stats.describe(), *data_lines(page)]
     if html_file is not None:
+        from llmforge.metrics.data_html import write_data_page
+
         write_html_file(html_file, partial(write_data_page, page=page))
         lines.append(f"page: {html_file}")
     return "\n".join(lines)
@@ -134,7 +136,7 @@ def _speed(job: JobConfig, model: ModelFacts, train: SplitStats, assumptions: As
     name = named_accelerator(job.worker_resources, job.trainer_resources)
     accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
     if name is None:
-        return f"not known; {measure}, or name the accelerator in worker_resources, such as accelerator_type:A10G"
+        return f"not known; {measure}{or_name_it(job)}"
     if accelerator is None or accelerator.peak_tflops is None:
         return f"not known: the peak of {name} is not known here; {measure}"
     speed = estimate_speed(job, model.sizes, accelerator, train.tokens / train.samples)

@@ -18,7 +18,6 @@ from llmforge.config.job import JobConfig
 from llmforge.config.sizing import size_job
 from llmforge.dataset.job_sources import list_sources
 from llmforge.dataset.prepared import PreparedDataset, content_hash, find_prepared
-from llmforge.dataset.tokenize import TokenizerText
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage
 
@@ -57,10 +56,9 @@ def prepare_data(submitted: JobConfig) -> PreparedJob:
 def _find_or_prepare(local: LocalJob, storage: Storage, display: ProgressDisplay) -> tuple[PreparedDataset, float]:
     """(the dataset, the seconds that it took)."""
     job, context_length = local.job, local.model.facts.context_length
-    tokenizer = TokenizerText(local.model.tokenizer_json, local.model.eos_token)
     display.phase("looking for prepared data")
     started = time.perf_counter()
-    found = find_prepared(storage, content_hash(job, list_sources(job), tokenizer, context_length))
+    found = find_prepared(storage, content_hash(job, list_sources(job), local.tokenizer, context_length))
     if found is not None:
         return found, time.perf_counter() - started
     check_writable(storage)
@@ -73,7 +71,7 @@ def _find_or_prepare(local: LocalJob, storage: Storage, display: ProgressDisplay
     started = time.perf_counter()
     prepared = prepare(
         job,
-        tokenizer,
+        local.tokenizer,
         storage,
         cache_folder(),
         model_context_length=context_length,

@@ -14,7 +14,7 @@ from llmforge.config.deepspeed import read_deepspeed
 from llmforge.config.job import JobConfig
 from llmforge.config.resolve import JobFacts, resolve_job
 from llmforge.dataset.job_format import with_imported_format
-from llmforge.dataset.tokenize import special_tokens
+from llmforge.dataset.tokenize import TokenizerText, special_tokens
 from llmforge.models.folder import ModelFiles, model_folder, read_model_files
 
 
@@ -24,6 +24,11 @@ class LocalJob:
 
     job: JobConfig
     model: ModelFiles
+
+    @property
+    def tokenizer(self) -> TokenizerText:
+        """What the tokenizer's files say."""
+        return TokenizerText(self.model.tokenizer_json, self.model.eos_token)
 
     @property
     def special_tokens(self) -> frozenset[str]:

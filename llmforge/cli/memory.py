@@ -22,7 +22,7 @@ def plan_memory(facts: ModelFacts, job: JobConfig, train: SplitStats, device_mem
     if plan is None:
         return Memory(words, None, None, "not known: the sizes of this model, or of this adapter, are not known")
     device, device_gib = _device(job, device_memory_gib)
-    verdict, is_warning = _verdict(plan, device, device_gib)
+    verdict, is_warning = _verdict(plan, device, device_gib, or_name_it(job))
     if facts.shape is None:
         verdict += "; activations are not counted, the layers of this model are not known"
     return Memory(words, plan, device_gib, verdict, is_warning)
@@ -38,11 +38,17 @@ def _device(job: JobConfig, device_memory_gib: float | None) -> tuple[str, float
     return f"{accelerator.memory_gib:g} GiB of {accelerator.name}", accelerator.memory_gib
 
 
-def _verdict(plan: MemoryPlan, device: str, device_gib: float | None) -> tuple[str, bool]:
+def or_name_it(job: JobConfig) -> str:
+    """The other way to say what the devices are: the end of a sentence, empty for CPUs."""
+    if job.accelerator == "cpu":
+        return ""
+    return ", or name the accelerator in worker_resources, such as accelerator_type:A10G"
+
+
+def _verdict(plan: MemoryPlan, device: str, device_gib: float | None, or_name_it: str) -> tuple[str, bool]:
     total = bytes_text(plan.total_bytes)
     if device_gib is None:
-        ask = "give --device-memory-gib, or name the accelerator in worker_resources, such as accelerator_type:A10G"
-        return f"whether {total} fit is not known; {ask}", False
+        return f"whether {total} fit is not known; give --device-memory-gib{or_name_it}", False
     usable = f"{USABLE_SHARE:.0%} of {device}"
     if plan.fits(device_gib):
         return f"{total} fit into {usable}", False

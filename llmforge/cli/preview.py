@@ -51,7 +51,7 @@ def run_preview(
     with _without_notices(logging.getLogger("llmforge.config.resolve")):  # on how this machine would train
         local = resolve_locally(submitted)
     warnings = format_warnings(submitted, local.job.prompt_format, local.special_tokens)
-    found = preview_rows(local.job, local.model.tokenizer_json, cache_folder(), local.model.eos_token)
+    found = preview_rows(local.job, local.tokenizer, cache_folder())
     rows = _unless_all_refused(islice(found, num_rows))
     if as_json:
         for warning in warnings:

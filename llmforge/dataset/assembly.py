@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from llmforge.dataset.cut import CutRow, Run
@@ -30,6 +29,10 @@ class Constant(NamedTuple):
 
     start: int
     length: int
+
+
+LONG_PIECE = 64
+"""Values from which on it is faster to copy pieces one by one than to compute the place of every value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +135,14 @@ def weights_within(run: Run, contents: Sequence[str], encoders: TextEncoders) ->
 
 def gather(buffer: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
     """The pieces `buffer[start : start + length]`, one behind the other."""
-    pieces = pa.LargeListViewArray.from_arrays(pa.array(starts, pa.int64()), pa.array(lengths, pa.int64()), buffer)
-    return np.array(pieces.flatten().to_numpy())  # one that can be written to, and is not a view of the buffer
+    ends = np.cumsum(lengths)
+    num_values = int(ends[-1]) if len(ends) else 0
+    if num_values > LONG_PIECE * len(lengths):
+        return np.concatenate(
+            [buffer[start:end] for start, end in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
+        )
+    places = np.arange(num_values) + np.repeat(starts - (ends - lengths), lengths)
+    return np.asarray(buffer[places])
 
 
 def by_plan(rows: Sequence[PlannedRow]) -> list[tuple[Plan, list[int]]]:

@@ -1,10 +1,9 @@
-"""Tokenized examples between the two halves of the data stage: flat files per split, so that memory stays flat.
+"""Tokenized examples between the two halves of the data stage: in flat files, so that memory stays flat.
 
-In: the tables of `dataset/stage.py`. Out: the examples of a split by index, with their lengths in memory and their
-tokens mapped from disk, and the rows that are not used. It does not know what a context length is.
+In: the tables of `dataset/stage.py`. Out: the examples by index, with their lengths in memory and their tokens mapped
+from disk, and the rows that are not used. It does not know what a context length is.
 """
 
-from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,10 @@ from numpy.typing import NDArray
 from llmforge.dataset.assembly import gather
 from llmforge.dataset.example import ExampleBatch
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA
-from llmforge.dataset.shards import Split
 from llmforge.dataset.stats import CheckTotals
 from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow, UnusedRows
 
-PLACE_COLUMNS = ("uri", "line", "source", "is_windowed")
+PLACE_COLUMNS = ("uri", "line", "source", "is_validation", "is_windowed")
 PLACE_SCHEMA = pa.schema([EXAMPLE_SCHEMA.field(name) for name in PLACE_COLUMNS]).append(pa.field("length", pa.int64()))
 TOKEN_COLUMNS = {"input_ids": np.dtype(np.int32), "weights": np.dtype(np.float32)}
 
@@ -46,7 +44,7 @@ class Pieces:
 
 
 class Examples:
-    """The examples of one split, in the order of the files."""
+    """All examples, in the order of the files."""
 
     def __init__(self, folder: Path) -> None:
         self._places = pa.ipc.open_file(pa.memory_map(str(folder / "places.arrow"), "r")).read_all()
@@ -54,11 +52,13 @@ class Examples:
         """Shape (examples,), in tokens."""
         self.sources: NDArray[np.int32] = self._places["source"].to_numpy()
         """Shape (examples,): the number of the source that each comes from."""
+        self.is_validation: NDArray[np.bool_] = self._places["is_validation"].to_numpy()
+        """Shape (examples,)."""
         self.is_windowed: NDArray[np.bool_] = self._places["is_windowed"].to_numpy()
         """Shape (examples,): whether it is cut into windows where it is too long."""
         self._starts = np.concatenate([[0], np.cumsum(self.lengths)])[:-1].astype(np.int64)
         self._input_ids, self._weights = (
-            np.memmap(folder / name, dtype, "r") if self.lengths.any() else np.zeros(0, dtype)
+            np.asarray(np.memmap(folder / name, dtype, "r")) if self.lengths.any() else np.zeros(0, dtype)
             for name, dtype in TOKEN_COLUMNS.items()
         )
 
@@ -80,7 +80,8 @@ class Examples:
 class Collected:
     """What has come out of the tokenizing half."""
 
-    folders: dict[Split, Path]
+    folder: Path
+    """Of the `Examples`."""
     rows_in: int
     invalid: list[UnusedRow]
     unused: UnusedRows
@@ -89,12 +90,14 @@ class Collected:
 
 
 class ExampleCollector:
-    """Sorts tables into splits and unused rows; a context manager that closes its files."""
+    """Sorts tables into examples and unused rows; a context manager that closes its files."""
 
-    def __init__(self, folder: Path, splits: Iterable[Split]) -> None:
-        self._folders: dict[Split, Path] = {split: folder / f"{split}-examples" for split in splits}
+    def __init__(self, folder: Path) -> None:
+        """`folder` is there and empty."""
+        self._folder = folder
         self._files = ExitStack()
-        self._writers = {split: _SplitWriter(path, self._files) for split, path in self._folders.items()}
+        self._places = self._files.enter_context(pa.ipc.new_file(str(folder / "places.arrow"), PLACE_SCHEMA))
+        self._columns = {name: self._files.enter_context((folder / name).open("wb")) for name in TOKEN_COLUMNS}
         self._rows_in = 0
         self._invalid: list[UnusedRow] = []
         self._unused = UnusedRows()
@@ -129,8 +132,11 @@ class ExampleCollector:
             straddled=pc.sum(table["straddled"]).as_py() or 0,
             ends_with_terminator=pc.sum(table["ends_with_terminator"]).as_py() or 0,
         )
-        for split, writer in self._writers.items():
-            writer.add(_filtered(table, pc.equal(table["is_validation"], split == "valid")))
+        lengths = pa.array(_lengths(table["input_ids"]), pa.int64())
+        self._places.write_table(table.select(PLACE_COLUMNS).append_column("length", lengths))
+        for name, file in self._columns.items():
+            for chunk in table[name].chunks:
+                file.write(chunk.flatten().to_numpy())
 
     def _without_duplicates(self, table: pa.Table) -> pa.Table:
         """Without the examples that occurred before, in this table or an earlier one; those without digest stay."""
@@ -146,22 +152,7 @@ class ExampleCollector:
 
     def result(self) -> Collected:
         """All that was added."""
-        return Collected(self._folders, self._rows_in, self._invalid, self._unused, self._checks)
-
-
-class _SplitWriter:
-    """The files of one split: where each example comes from, and all tokens one behind the other."""
-
-    def __init__(self, folder: Path, files: ExitStack) -> None:
-        folder.mkdir()
-        self._places = files.enter_context(pa.ipc.new_file(str(folder / "places.arrow"), PLACE_SCHEMA))
-        self._columns = {name: files.enter_context((folder / name).open("wb")) for name in TOKEN_COLUMNS}
-
-    def add(self, table: pa.Table) -> None:
-        lengths = pa.array(_lengths(table["input_ids"]), pa.int64())
-        self._places.write_table(table.select(PLACE_COLUMNS).append_column("length", lengths))
-        for name, file in self._columns.items():
-            pc.list_flatten(table[name]).to_numpy().tofile(file)
+        return Collected(self._folder, self._rows_in, self._invalid, self._unused, self._checks)
 
 
 def _filtered(table: pa.Table, mask: pa.ChunkedArray) -> pa.Table:

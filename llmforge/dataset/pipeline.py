@@ -25,7 +25,7 @@ from llmforge.dataset.mixture import mix
 from llmforge.dataset.prepared import DATA_FOLDER, PreparedDataset, commit_prepared, content_hash, find_prepared
 from llmforge.dataset.proof import Proof
 from llmforge.dataset.selection import select, write_selection
-from llmforge.dataset.shards import Split, shard_name
+from llmforge.dataset.shards import Split
 from llmforge.dataset.sources import plan_blocks
 from llmforge.dataset.stage import SourceBlock, StageSettings, start_proof, tokenized_tables
 from llmforge.dataset.stats import DatasetStats, SplitStats, length_histogram, summarise_lengths
@@ -34,6 +34,7 @@ from llmforge.dataset.unused import INVALID, UnusedRow, as_jsonl, list_rows
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
 from llmforge.storage.cache import file_version, version_bytes
+from llmforge.storage.files import explained
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,11 @@ def prepare(
         return found
     sources = [with_format(source, job.task, cache_folder) for source in sources]
     log_formats(sources)
-    with tempfile.TemporaryDirectory(prefix="llmforge-data-") as scratch:
+    place = tempfile.gettempdir()
+    with (
+        explained("use the folder for temporary files (TMPDIR)", place),
+        tempfile.TemporaryDirectory(prefix="llmforge-data-", dir=place) as scratch,
+    ):
         collected = _collect(job, sources, tokenizer, cache_folder, Path(scratch), progress)
         _check_rows(job, collected, storage, name)
         folder = Path(scratch) / "prepared"
@@ -86,8 +91,6 @@ def _collect(
     progress: Progress,
 ) -> Collected:
     """Tokenize all rows with Ray Data."""
-    has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
-    splits: list[Split] = ["train", "valid"] if has_validation else ["train"]
     parts = _plan(job, sources, cache_folder)
     settings = StageSettings(
         job.model_dump_json(),
@@ -96,7 +99,9 @@ def _collect(
         str(cache_folder),
         is_fast=True,
     )
-    with ExampleCollector(scratch, splits) as collector:
+    folder = scratch / "examples"
+    folder.mkdir()
+    with ExampleCollector(folder) as collector:
         for table in _tables(parts, settings):
             collector.add(table)
             progress(collector.rows_in, None)
@@ -168,13 +173,14 @@ def _assemble(
     folder: Path,
 ) -> DatasetStats:
     """Choose the context length, leave out what is longer, pack, and write the shards."""
-    splits = {split: Examples(folder) for split, folder in collected.folders.items()}
-    all_lengths = np.concatenate([examples.lengths for examples in splits.values()])
-    lengths = summarise_lengths(all_lengths)
+    examples = Examples(collected.folder)
+    lengths = summarise_lengths(examples.lengths)
     context_length = job.context_length or measured_context_length(lengths.p95, model_context_length)[0]
     stats: dict[Split, SplitStats] = {}
     num_truncated = 0
-    for split, examples in splits.items():
+    has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
+    splits: tuple[Split, ...] = ("train", "valid") if has_validation else ("train",)
+    for split in splits:
         is_mixed = split == "train" and any(source.weight is not None for source in sources)
         selection = select(
             split,
@@ -184,7 +190,7 @@ def _assemble(
             collected.unused,
             partial(_mix, job, sources) if is_mixed else None,
         )
-        stats[split] = write_selection(selection, bool(job.packing), folder / shard_name(split))
+        stats[split] = write_selection(selection, bool(job.packing), folder)
         num_truncated += selection.num_truncated
     _warn_of_few_trained_tokens(job, stats["train"])
     return DatasetStats(
@@ -195,7 +201,7 @@ def _assemble(
         checks=collected.checks,
         context_length=context_length,
         lengths=lengths,
-        length_histogram=length_histogram(all_lengths),
+        length_histogram=length_histogram(examples.lengths),
         train=stats["train"],
         valid=stats.get("valid"),
     )

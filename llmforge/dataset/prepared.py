@@ -15,7 +15,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import SequenceSizes
 from llmforge.config.sizing import DataSizes
 from llmforge.dataset.job_sources import JobSource
-from llmforge.dataset.shards import SampleReader, Split, shard_name
+from llmforge.dataset.shards import SampleReader, Split, is_shard_of
 from llmforge.dataset.stats import DatasetStats
 from llmforge.dataset.tokenize import TokenizerText
 from llmforge.errors import DataError
@@ -54,20 +54,21 @@ class PreparedDataset:
         return f"{DATA_FOLDER}/{self.name}"
 
     def open(self, split: Split, storage: Storage, cache_folder: Path) -> SampleReader:
-        """Fetch the shard to this node, verified, unless it is there, and map it into memory."""
+        """Fetch the shards to this node, verified, unless it is there, and map it into memory."""
         manifest = read_manifest(storage, self.prefix)
         if manifest is None:
             uri = join_uri(storage.root_uri, self.prefix)
             raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
         target = cache_folder / DATA_FOLDER / self.name
         try:
-            folder = local_folder(storage, self.prefix, manifest, target, paths=[shard_name(split)])
+            shards = [record.path for record in manifest.files if is_shard_of(split, record.path)]
+            folder = local_folder(storage, self.prefix, manifest, target, paths=shards)
         except DamagedError as error:
             uri = join_uri(storage.root_uri, self.prefix)
             raise DataError(
                 f"damaged prepared dataset: {error}\nremove {uri} and start the job again to make it anew"
             ) from error
-        return SampleReader(folder / shard_name(split))
+        return SampleReader(folder / shard for shard in shards)
 
     def sizes(self, model_context_length: int | None) -> DataSizes:
         """What the rest of the job's numbers follow from."""

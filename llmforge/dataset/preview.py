@@ -17,7 +17,7 @@ from llmforge.config.job import JobConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.first_rows import FirstRow, first_rows
 from llmforge.dataset.row_encoder import RowEncoder
-from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.document import Document, TrainingRow
 from llmforge.prompt.messages import Conversation
 from llmforge.prompt.render import Segment, Task, render_prompt_segments
@@ -83,23 +83,22 @@ class PreviewRow:
     problem: str | None
 
 
-def preview_rows(
-    job: JobConfig, tokenizer_json: str, cache_folder: Path, eos_token: str | None = None
-) -> Iterator[PreviewRow]:
-    """The rows of the training data of a resolved job, in the order of the files; `eos_token` as in `RowEncoder`."""
-    previewer = _Previewer(job, tokenizer_json, eos_token)
+def preview_rows(job: JobConfig, tokenizer: TokenizerText, cache_folder: Path) -> Iterator[PreviewRow]:
+    """The rows of the training data of a resolved job, in the order of the files."""
+    previewer = _Previewer(job, tokenizer)
     return (previewer.row(row) for row in first_rows(job, job.prompt_format, cache_folder))
 
 
 class _Previewer:
     """Encodes rows one by one."""
 
-    def __init__(self, job: JobConfig, tokenizer_json: str, eos_token: str | None) -> None:
+    def __init__(self, job: JobConfig, tokenizer: TokenizerText) -> None:
         self._format = job.prompt_format
-        self._tokenizer = SegmentTokenizer(tokenizer_json)
-        self._decoder = Tokenizer.from_str(tokenizer_json)
-        task = cast(Task, job.task)
-        self._encoder = RowEncoder(self._format, self._tokenizer, task, job.dataset.train_on, eos_token)
+        self._tokenizer = SegmentTokenizer(tokenizer.json)
+        self._decoder = Tokenizer.from_str(tokenizer.json)
+        self._encoder = RowEncoder(
+            self._format, self._tokenizer, cast(Task, job.task), job.dataset.train_on, tokenizer.eos_token
+        )
 
     def row(self, row: FirstRow) -> PreviewRow:
         if row.parsed is None:

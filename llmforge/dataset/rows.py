@@ -15,7 +15,6 @@ from llmforge.config.data import DatasetConfig, RowFormat
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.known_names import LISTS, OWN_NAMES, Row, column_of, flow, listed, mapped_columns
 from llmforge.dataset.message_lists import (
-    LOSS_WEIGHT,
     Naming,
     column_advice,
     known_roles,
@@ -23,6 +22,7 @@ from llmforge.dataset.message_lists import (
     naming_fault,
     renamed,
 )
+from llmforge.dataset.plain_rows import parse_plain
 from llmforge.dataset.row_documents import segments_document, text_document
 from llmforge.dataset.row_formats import (
     RawMessages,
@@ -40,7 +40,6 @@ from llmforge.prompt.messages import Conversation, parse_conversation
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _AS_IT_IS = DatasetConfig()
-_LOSS_WEIGHT_KEY = f'"{LOSS_WEIGHT}"'.encode()
 _NO_TOOLS = ("[]", "{}", "null")
 _READERS: dict[RowFormat, Callable[[Row, Naming], RawMessages]] = {
     "sharegpt": sharegpt_messages,
@@ -113,7 +112,8 @@ def decode_record(record: Record, expected: str = "a JSON object") -> dict[str, 
     try:
         row = msgspec.json.decode(record.removeprefix(BYTE_ORDER_MARK))
     except msgspec.DecodeError as error:
-        raise DataError(f"not JSON: {error}") from error
+        nulls = "; it has NUL bytes, as a crash leaves them behind: write the file anew" if b"\0" in record else ""
+        raise DataError(f"not JSON: {error}{nulls}") from error
     except UnicodeDecodeError as error:  # counts from the begin of a string of the row, which says nothing here
         found = f"{error.reason} {error.object[error.start]:#04x}"
         raise DataError(f"not UTF-8: {found}; save the file as UTF-8") from error
@@ -127,19 +127,17 @@ def decode_record(record: Record, expected: str = "a JSON object") -> dict[str, 
 def _parse_messages(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig) -> Conversation:
     """The format `messages`: a row in llmforge's own names is read as it stands, which is the fast path."""
     columns = dataset.columns
+    if columns is None and dataset.roles is None and isinstance(record, bytes):
+        conversation = parse_plain(record)
+        if conversation is not None:
+            return conversation
     column = "messages" if columns is None else columns.messages
     row = decode_record(record, f"a JSON object with a `{column}` list")
     if column not in row:
         raise DataError(_without_messages(row, Naming.of(dataset)))
     _refuse_tools(row)
-    messages = row[column]
-    if columns is None and dataset.roles is None and not _has_loss_weight(record, messages):
-        try:
-            return parse_conversation(messages, prompt_format)
-        except DataError:  # it may hold parts, nulls or a role of OpenAI's, which only the other path knows
-            pass
     naming = Naming.of(dataset)
-    messages = renamed(messages, naming)
+    messages = renamed(row[column], naming)
     if columns is not None and columns.system is not None and isinstance(messages, list):
         system = row.get(columns.system)
         messages = messages if system is None else [{"role": "system", "content": system}, *messages]
@@ -147,12 +145,6 @@ def _parse_messages(record: Record, prompt_format: PromptFormat, dataset: Datase
         return parse_conversation(messages, prompt_format)
     except DataError as error:
         raise DataError(_explained(error, row, naming, "messages")) from error
-
-
-def _has_loss_weight(record: Record, messages: object) -> bool:
-    if isinstance(record, bytes):
-        return _LOSS_WEIGHT_KEY in record
-    return isinstance(messages, list) and any(isinstance(raw, dict) and LOSS_WEIGHT in raw for raw in messages)
 
 
 def _refuse_tools(row: Row) -> None:

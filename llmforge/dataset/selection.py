@@ -4,9 +4,11 @@ In: the collected examples of a split and the context length. Out: a shard, and 
 to the unused ones, with their reason.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +17,15 @@ from numpy.typing import NDArray
 
 from llmforge.dataset.collector import Examples, Pieces
 from llmforge.dataset.packing import pack
-from llmforge.dataset.shards import SampleBatch, Split, write_shard
+from llmforge.dataset.shards import SampleBatch, Split, shard_name, write_shard
 from llmforge.dataset.stats import LengthSummary, SplitStats, summarise_lengths
 from llmforge.dataset.unused import BEYOND_SHARE, NOTHING_LEFT, TOO_LONG, UnusedRow, UnusedRows
 from llmforge.errors import DataError
 
 SAMPLES_PER_BATCH = 256
+TOKENS_PER_SHARD = 8 << 20
+"""Or a little fewer: 64 MiB."""
+SHARDS_AT_ONCE = 2
 OverLength = Literal["drop", "truncate", "error"]
 Mix = Callable[[NDArray[np.int32]], NDArray[np.int64]]
 """Indexes of rows from the source of each, as `dataset/mixture.py` makes them."""
@@ -28,8 +33,9 @@ Mix = Callable[[NDArray[np.int32]], NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is used of the examples."""
+    """What is used of the examples for one split."""
 
+    split: Split
     examples: Examples
     pieces: Pieces
     """Each at most as long as the context; several of one example where it is cut into windows or repeated."""
@@ -50,7 +56,8 @@ def select(
 
     Raises `DataError` where none is left, or where the job wants all to fit.
     """
-    is_too_long = (examples.lengths > context_length) & ~examples.is_windowed
+    is_of_split = examples.is_validation == (split == "valid")
+    is_too_long = (examples.lengths > context_length) & ~examples.is_windowed & is_of_split
     too_long = np.flatnonzero(is_too_long)
     if len(too_long) and over_length == "error":
         listed = "\n".join(f"  {row}" for row in _too_long_rows(examples, too_long, context_length))
@@ -61,9 +68,10 @@ def select(
         unused.add(NOTHING_LEFT, _rows(examples, left_out, NOTHING_LEFT))
     else:
         unused.add(TOO_LONG, _too_long_rows(examples, too_long, context_length))
-    rows = np.delete(np.arange(len(examples.lengths)), left_out)
+    rows = np.setdiff1d(np.flatnonzero(is_of_split), left_out)
     if len(rows) == 0:
-        summary = summarise_lengths(examples.lengths) if len(examples.lengths) else None
+        lengths = examples.lengths[is_of_split]
+        summary = summarise_lengths(lengths) if len(lengths) else None
         raise DataError(_nothing_fits(split, summary, context_length))
     if mix is not None:
         mixed = rows[mix(examples.sources[rows])]
@@ -71,39 +79,74 @@ def select(
         rows = mixed
     distinct = np.unique(rows)
     num_truncated = int(np.count_nonzero(is_too_long[distinct]))
-    return Selection(examples, _pieces(examples, rows, context_length), len(distinct), num_truncated, context_length)
+    pieces = _pieces(examples, rows, context_length)
+    return Selection(split, examples, pieces, len(distinct), num_truncated, context_length)
 
 
-def write_selection(selection: Selection, packing: bool, path: Path) -> SplitStats:
-    """Pack the pieces, or leave each alone, and write them."""
+def write_selection(selection: Selection, packing: bool, folder: Path) -> SplitStats:
+    """Pack the pieces, or leave each alone, and write them to shards in `folder`."""
     pieces, context_length = selection.pieces, selection.context_length
-    packs = pack(pieces.lengths, context_length) if packing else ([index] for index in range(len(pieces)))
-    trained_tokens = longest = most_trained = 0
-
-    def batches() -> Iterator[SampleBatch]:
-        nonlocal trained_tokens, longest, most_trained
-        while members := list(islice(packs, SAMPLES_PER_BATCH)):
-            chosen = pieces[np.fromiter(chain.from_iterable(members), np.int64)]
-            batch = SampleBatch(selection.examples.batch(chosen), np.array([len(one) for one in members], np.int64))
-            samples = batch.samples
-            trained = samples.sums(samples.weights > 0)
-            trained_tokens += int(trained.sum())
-            most_trained = max(most_trained, int(trained.max()))
-            longest = max(longest, int(np.diff(samples.offsets).max()))
-            yield batch
-
-    num_samples = write_shard(path, batches())
     num_tokens = int(pieces.lengths.sum())
+    packs = pack(pieces.lengths, context_length) if packing else ([index] for index in range(len(pieces)))
+    usual_tokens = context_length if packing else -(-num_tokens // len(pieces))
+    shards = _write_shards(selection, packs, max(1, TOKENS_PER_SHARD // usual_tokens), folder)
+    num_samples = sum(shard.samples for shard in shards)
     return SplitStats(
         rows=selection.num_rows,
         examples=len(pieces),
         samples=num_samples,
         tokens=num_tokens,
-        trained_tokens=trained_tokens,
+        trained_tokens=sum(shard.trained_tokens for shard in shards),
         packing_efficiency=num_tokens / (num_samples * context_length),
-        longest_sample=longest,
-        most_trained=most_trained,
+        longest_sample=max(shard.longest for shard in shards),
+        most_trained=max(shard.most_trained for shard in shards),
     )
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What one shard holds."""
+
+    samples: int
+    trained_tokens: int
+    longest: int
+    most_trained: int
+
+
+def _write_shards(
+    selection: Selection, packs: Iterator[list[int]], samples_per_shard: int, folder: Path
+) -> list[_Shard]:
+    """Write shards of so many samples, a few at once."""
+    written: list[_Shard] = []
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+        pending: deque[Future[_Shard]] = deque()
+        for number in count():
+            members = list(islice(packs, samples_per_shard))
+            if not members:
+                break
+            if len(pending) > SHARDS_AT_ONCE:
+                written.append(pending.popleft().result())
+            path = folder / shard_name(selection.split, number)
+            pending.append(threads.submit(_write_one, selection, members, path))
+        return written + [shard.result() for shard in pending]
+
+
+def _write_one(selection: Selection, packs: list[list[int]], path: Path) -> _Shard:
+    num_trained, num_tokens = [], []
+
+    def batches() -> Iterator[SampleBatch]:
+        for start in range(0, len(packs), SAMPLES_PER_BATCH):
+            members = packs[start : start + SAMPLES_PER_BATCH]
+            chosen = selection.pieces[np.fromiter(chain.from_iterable(members), np.int64)]
+            batch = SampleBatch(selection.examples.batch(chosen), np.array([len(one) for one in members], np.int64))
+            samples = batch.samples
+            num_trained.append(samples.sums(samples.weights > 0))
+            num_tokens.append(np.diff(samples.offsets))
+            yield batch
+
+    write_shard(path, batches())
+    trained, tokens = np.concatenate(num_trained), np.concatenate(num_tokens)
+    return _Shard(len(packs), int(trained.sum()), int(tokens.max()), int(trained.max()))
 
 
 def _pieces(examples: Examples, rows: NDArray[np.int64], context_length: int) -> Pieces:

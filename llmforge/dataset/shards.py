@@ -85,6 +85,11 @@ def shard_name(split: Split, number: int = 0) -> str:
     return f"{split}-{number:05d}.arrow"
 
 
+def is_shard_of(split: Split, name: str) -> bool:
+    """Whether a file of a prepared dataset is a shard of this split."""
+    return name.startswith(f"{split}-") and name.endswith(".arrow")
+
+
 def write_shard(path: Path, batches: Iterable[SampleBatch]) -> int:
     """Write samples to one Arrow IPC file, batch by batch; returns how many."""
     count = 0
@@ -98,8 +103,9 @@ def write_shard(path: Path, batches: Iterable[SampleBatch]) -> int:
 class SampleReader:
     """The samples of one split, memory-mapped: opening costs no memory, any number of processes share the pages."""
 
-    def __init__(self, path: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all()
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """`paths`: all shards of the split, in their order."""
+        table = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all() for path in paths)
         self._input_ids = table["input_ids"]
         self._labels = table["labels"]
         self._weights = table["weights"]

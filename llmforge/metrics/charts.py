@@ -243,7 +243,7 @@ def _tick(value: float, position: int | None = None) -> str:
         return "0"
     if abs(value) >= 1_000:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.0e}".replace("e-0", "e-")
+    return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.2g}".replace("e-0", "e-")
 
 
 def _for_page(svg: str) -> str:

@@ -1,19 +1,15 @@
-"""The data of a job for people, before a device is taken: rows, lengths, memory, time; in plain values and as a page.
+"""The data of a job for people, before a device is taken: rows, lengths, memory, time, in plain values and as lines.
 
-In: `DataPage`. Out: one HTML file that opens without a network and runs no script, or lines for a terminal. The page is
-`data.html.jinja` beside this module; names of files and models may hold HTML, and all is escaped there.
+In: `DataPage`. Out: lines for a terminal; `data_html.py` makes a page of the same values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmforge.config.memory_plan import GIB, MemoryPlan
-from llmforge.metrics.charts import draw_lengths
 from llmforge.metrics.data_facts import DataFacts, length_lines
-from llmforge.metrics.page import render_page, write_page
 from llmforge.metrics.summary import Tile, bytes_text, printable_text
 
 
@@ -50,16 +46,6 @@ class DataPage:
     memory: Memory
     expected: Mapping[str, str]
     """Steps, tokens, time and cost, in words."""
-
-
-def write_data_page(path: Path, page: DataPage) -> None:
-    """Write the page to `path`, replacing an older one in one move."""
-    write_page(path, render_data_page(page))
-
-
-def render_data_page(page: DataPage) -> str:
-    """The page as text."""
-    return render_page("data.html.jinja", page=page, chart=draw_lengths(page.data.lengths))
 
 
 def data_lines(page: DataPage) -> Iterator[str]:

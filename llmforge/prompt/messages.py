@@ -59,7 +59,7 @@ def parse_conversation(raw_messages: object, prompt_format: PromptFormat, *, for
     if not raw_messages:
         raise DataError("`messages` is an empty list; expected at least a user and an assistant message")
     messages = [_parse_message(raw, number, prompt_format) for number, raw in enumerate(raw_messages, start=1)]
-    return Conversation(_in_order(messages, for_training=for_training))
+    return Conversation(in_order(messages, for_training=for_training))
 
 
 def _parse_message(raw: object, number: int, prompt_format: PromptFormat) -> Message:
@@ -121,7 +121,7 @@ def _is_empty(role: Role, content: str, prompt_format: PromptFormat) -> bool:
     return role != "system" and getattr(prompt_format, role) != BARE_TEMPLATE
 
 
-def _in_order(messages: list[Message], *, for_training: bool) -> tuple[Message, ...]:
+def in_order(messages: list[Message], *, for_training: bool) -> tuple[Message, ...]:
     """The messages with the system message in front. Raises `DataError` where the roles are in no legal order."""
     problem, system = _order(tuple([message.role for message in messages]), for_training)
     if problem is not None:

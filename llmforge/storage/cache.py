@@ -155,11 +155,11 @@ def _is_settled(status: os.stat_result) -> bool:
 def _download(storage: S3Storage, key: str, version: str, target: Path) -> None:
     uri = f"{storage.root_uri}/{key}"
     with files.atomic_target(target) as partial:
-        if _version_of(storage.describe(key)) != version:
+        # The version came from this server, so what stops it now is a disturbance and no wrong address.
+        if _version_of(patiently(lambda: storage.describe(key))) != version:
             raise changed(uri)
-        # The server has just answered, so what stops it now is a disturbance and no wrong address.
         patiently(lambda: storage.download(key, partial))
-        if not _is_whole(partial, version) or _version_of(storage.describe(key)) != version:
+        if not _is_whole(partial, version) or _version_of(patiently(lambda: storage.describe(key))) != version:
             raise changed(uri)
 
 

@@ -23,6 +23,7 @@ _NUM_FOLDER_TRIES = 5
 _ADVICE = {
     errno.ENOSPC: "The disk is full: free some space, or choose another folder.",
     errno.EDQUOT: "The disk quota is used up: free some space, or choose another folder.",
+    errno.EFBIG: "The file is larger than allowed here: see `ulimit -f` and the file system, or choose another folder.",
     errno.EACCES: "This user may not do that here: change the permissions, or choose another folder.",
     errno.EPERM: "This user may not do that here: change the permissions, or choose another folder.",
     errno.EROFS: "The file system is mounted read-only: choose another folder.",

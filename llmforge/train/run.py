@@ -79,6 +79,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         start_ray(verbose=request.verbose)
     with timer.phase("read model files"):
         model = read_model_files(model_folder(request.job.model_id, with_weights=False))
+    tokenizer = TokenizerText(model.tokenizer_json, model.eos_token)
     job, output = _resolve(request, model)
     for lint in find_lints(job.prompt_format, frozenset(special_tokens(model.tokenizer_json))):
         logger.warning("prompt format: %s", lint)
@@ -88,7 +89,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     with timer.phase("prepare data"):
         prepared = prepare(
             job,
-            TokenizerText(model.tokenizer_json, model.eos_token),
+            tokenizer,
             output,
             request.cache_folder,
             model_context_length=model.facts.context_length,
@@ -119,7 +120,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         record.close()
     checkpoints = CheckpointStore(run_storage)
     result = RunResult(run_uri, checkpoints.resolve("best"), checkpoints.resolve("latest"))
-    rows = preview_rows(job, model.tokenizer_json, request.cache_folder, model.eos_token)
+    rows = preview_rows(job, tokenizer, request.cache_folder)
     encoded = ((row.place, row.encoded.pieces) for row in rows if row.encoded is not None)
     preview = dict(islice(encoded, NUM_REPORTED_EXAMPLES))
     facts = data_facts(prepared.stats, join_uri(output.root_uri, prepared.prefix))

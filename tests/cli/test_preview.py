@@ -169,7 +169,7 @@ def test_json_prints_every_row_before_it_gives_up(preview: Preview, capsys: pyte
 @pytest.mark.parametrize("text", ["\n \n", '{"messages": []}\n'])
 def test_nothing_to_show(preview: Preview, capsys: pytest.CaptureFixture[str], text: str) -> None:
     Path("rows.jsonl").write_text(text)
-    with pytest.raises(DataError, match=r"found no row|`messages` is an empty list"):
+    with pytest.raises(DataError, match=r"no rows; expected records|`messages` is an empty list"):
         preview(html="page.html")
     assert capsys.readouterr().out == ""
     assert not Path("page.html").exists()

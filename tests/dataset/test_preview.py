@@ -12,6 +12,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.preview import EncodedRow, Piece, PreviewRow, Turn, preview_rows
+from llmforge.dataset.tokenize import TokenizerText
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render_prompt
@@ -41,7 +42,7 @@ def rows_of(text: str, prompt_format: PromptFormat, tokenizer_json: str, folder:
         "task": "instruction_tuning",
         "generation_config": {"prompt_format": prompt_format.model_dump()},
     }
-    return list(preview_rows(JobConfig.model_validate(keys), tokenizer_json, folder))
+    return list(preview_rows(JobConfig.model_validate(keys), TokenizerText(tokenizer_json), folder))
 
 
 def encoded_row(row: Row, prompt_format: PromptFormat, folder: Path) -> EncodedRow:
@@ -82,7 +83,7 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
         "task": "instruction_tuning",
         "generation_config": {"prompt_format": SPACED.model_dump()},
     }
-    rows = islice(preview_rows(JobConfig.model_validate(keys), tokenizer_json, tmp_path), 3)
+    rows = islice(preview_rows(JobConfig.model_validate(keys), TokenizerText(tokenizer_json), tmp_path), 3)
     assert [row.number for row in rows] == [1, 2, 3]
 
 
@@ -141,7 +142,7 @@ def document_row(row: dict[str, object], row_format: str, folder: Path) -> Encod
         "generation_config": {"prompt_format": ADJACENT.model_dump()},
     }
     tokenizer_json = byte_tokenizer(SPECIAL_TOKENS).to_str()
-    (found,) = preview_rows(JobConfig.model_validate(keys), tokenizer_json, folder, "</s>")
+    (found,) = preview_rows(JobConfig.model_validate(keys), TokenizerText(tokenizer_json, "</s>"), folder)
     assert found.encoded is not None, found.problem
     return found.encoded
 

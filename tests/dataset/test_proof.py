@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from llmforge.dataset.encoders import TextEncoders
-from llmforge.dataset.proof import best_encoders, find_joined_difference, find_missing_begin
+from llmforge.dataset.proof import find_joined_difference, find_missing_begin, prove
 from llmforge.dataset.row_encoder import RowEncoder
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.prompt.document import Document, plain_text
@@ -57,15 +56,32 @@ def contents_of(material: Path) -> list[Conversation]:
 
 
 @pytest.mark.slow
-def test_the_fast_encoder_is_used_only_where_it_is_right(material: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_fast_encoder_is_used_only_where_it_is_right(material: Path) -> None:
     pytest.importorskip("fastokens", reason="fastokens has no wheel for this machine")
-    caplog.set_level(logging.INFO, "llmforge")
-    conversations = contents_of(material)
-    assert best_encoders(tokenizer_json(material / "tokenizers" / "llama2-hf"), conversations)[1]
-    assert caplog.messages == []
-    assert not best_encoders(tokenizer_json(material / "tokenizers" / "mistral-v3-hf"), conversations)[1]
-    (notice,) = caplog.messages
-    assert notice.startswith("tokenizing with the slower encoder of Hugging Face: fastokens: ")
+    rows = contents_of(material)
+
+    def make_encoder(tokenizer: SegmentTokenizer) -> RowEncoder:
+        return RowEncoder(LLAMA_2, tokenizer, "instruction_tuning", "all_turns")
+
+    proof = prove(rows, tokenizer_json(material / "tokenizers" / "llama2-hf"), make_encoder)
+    assert (proof.is_fast, proof.notice) == (True, None)
+    proof = prove(rows, tokenizer_json(material / "tokenizers" / "mistral-v3-hf"), make_encoder)
+    assert not proof.is_fast
+    assert proof.notice is not None
+    assert proof.notice.startswith("tokenizing with the slower encoder of Hugging Face: fastokens: ")
+
+
+def test_what_is_found_is_told() -> None:
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS)
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair=None, special_tokens=[("<s>", begin)])
+
+    def make_encoder(found: SegmentTokenizer) -> RowEncoder:
+        return RowEncoder(ADJACENT.model_copy(update={"bos": ""}), found, "instruction_tuning", "all_turns")
+
+    (warning,) = prove([CONVERSATION], tokenizer.to_str(), make_encoder).warnings
+    assert "begins every text with <s>" in warning
+    assert "set bos: '<s>'" in warning
 
 
 def test_a_format_without_the_begin_that_the_tokenizer_would_put() -> None:

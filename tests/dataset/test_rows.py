@@ -44,7 +44,11 @@ def test_null_characters_in_an_escape_are_content() -> None:
         (b'{"messages": []} {', "not JSON: JSON is malformed: trailing characters (byte 18)"),
         (b"hello", "not JSON: JSON is malformed: invalid character (byte 0)"),
         (b"\xef\xbb\xbf", "not JSON: Input data was truncated"),
-        (b'{"messages": "\x00"}', "not JSON: JSON is malformed: invalid character (byte 14)"),
+        (
+            b'{"messages": "\x00"}',
+            "not JSON: JSON is malformed: invalid character (byte 14); it has NUL bytes, as a crash leaves them behind:"
+            " write the file anew",
+        ),
         (b"[" * 100_000, "not JSON of a row: too many brackets inside each other"),
         (b'{"messages": "\xe9t\xe9"}', "not UTF-8: invalid continuation byte 0xe9; save the file as UTF-8"),
         (b'{"a": "ok", "messages": "ab\xff"}', "not UTF-8: invalid start byte 0xff; save the file as UTF-8"),

@@ -32,7 +32,7 @@ EXAMPLES = TOKENS.map(lambda tokens: make_example([token for token, _ in tokens]
 def test_written_and_read(packs: list[list[Example]], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / shard_name("train")
     assert write_samples(path, (join_examples(examples) for examples in packs)) == len(packs)
-    reader = SampleReader(path)
+    reader = SampleReader([path])
     assert len(reader) == len(packs)
     for index, examples in enumerate(packs):
         ids = [token for example in examples for token in example.input_ids.tolist()]
@@ -59,7 +59,7 @@ def test_more_samples_than_fit_into_one_batch(tmp_path: Path) -> None:
     )
     path = tmp_path / "train.arrow"
     assert write_samples(path, samples, per_batch) == count
-    reader = SampleReader(path)
+    reader = SampleReader([path])
     assert [reader[number].input_ids.tolist() for number in range(count)] == [
         [number] * (1 + number % 3) for number in range(count)
     ]

@@ -10,7 +10,8 @@ import pytest
 
 from llmforge.config.memory_plan import GIB, MemoryPart, MemoryPlan
 from llmforge.metrics.data_facts import LengthBin, Lengths, length_lines
-from llmforge.metrics.data_page import DataPage, Memory, data_lines, render_data_page, write_data_page
+from llmforge.metrics.data_html import render_data_page, write_data_page
+from llmforge.metrics.data_page import DataPage, Memory, data_lines
 from llmforge.metrics.summary import Tile
 from tests.metrics.pages import HOSTILE, Page, assert_opens_offline, data_facts, text_of
 

@@ -12,6 +12,7 @@ import pytest
 from llmforge.errors import StorageError
 from llmforge.storage.base import NotFoundError, check_writable, open_storage, read_bytes, write_bytes
 from llmforge.storage.files import atomic_target, explained
+from tests.file_limit import file_size_limit
 
 
 def test_round_trip_and_listing(tmp_path: Path) -> None:
@@ -100,6 +101,20 @@ def test_full_disk(tmp_path: Path) -> None:
         Path("/dev/full").open("wb", buffering=0) as file,
     ):
         file.write(b"x")
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(200_000))
+    storage = open_storage(str(tmp_path / "runs"))
+    with (
+        file_size_limit(100_000),
+        pytest.raises(StorageError, match=r"runs/a: cannot write the file: File too large.*or choose another folder"),
+    ):
+        storage.upload(source, "a")
+    assert list((tmp_path / "runs").iterdir()) == []
+    storage.upload(source, "a")
+    assert [file.size_bytes for file in storage.list()] == [200_000]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -78,10 +78,10 @@ def test_a_server_that_goes_away_and_comes_back(
     proxy.set(Fault(bytes_per_second=40 << 20))
     reader = threading.Thread(target=lambda: paths.append(fetch_to_cache(f"s3://{s3_bucket}/rows", tmp_path)))
     reader.start()
-    while proxy.num_connections < 2:
+    while proxy.num_connections < 3:  # the object is being read
         time.sleep(0.01)
     proxy.set(Fault("reset"))
-    while reader.is_alive() and proxy.num_faults < 9:
+    while reader.is_alive() and proxy.num_faults < 14:  # more than single requests outlast
         time.sleep(0.05)
     proxy.set(Fault())
     reader.join()

@@ -132,7 +132,7 @@ def _rank(rank: int, num_workers: int, port: int, cases: list[Case], folder: Pat
 
 
 def _run(case: Case, folder: Path, rank: int) -> Outcome:
-    reader = SampleReader(folder / ("packed.arrow" if case.packed else "alone.arrow"))
+    reader = SampleReader([folder / ("packed.arrow" if case.packed else "alone.arrow")])
     batches = TrainingBatches(
         reader, micro_batch_size=case.micro_batch_size, num_micro_batches=case.accumulation, rank=rank,
         num_workers=case.num_workers, seed=SEED, shuffle=True,

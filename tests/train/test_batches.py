@@ -37,7 +37,7 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, SampleReader]
     folder: Path = tmp_path_factory.mktemp("samples")
     for count in NUM_SAMPLES:
         write_samples(folder / f"{count}.arrow", [sample(number) for number in range(1, count + 1)])
-    return {count: SampleReader(folder / f"{count}.arrow") for count in NUM_SAMPLES}
+    return {count: SampleReader([folder / f"{count}.arrow"]) for count in NUM_SAMPLES}
 
 
 def ranks(reader: SampleReader, shape: Shape, *, seed: int = 0, shuffle: bool = True) -> list[TrainingBatches]:

@@ -219,7 +219,7 @@ def test_against_the_definition_in_float64(tmp_path: Path, attention: str) -> No
     write_random_samples(tmp_path)
     model, reference = build("full", attention), build("full", attention).double()
     for name in ("packed", "alone"):
-        reader = SampleReader(tmp_path / f"{name}.arrow")
+        reader = SampleReader([tmp_path / f"{name}.arrow"])
         samples = [reader[index] for index in range(len(reader))]
         trained_tokens = int(reader.num_trained_tokens.sum())
         mean = sum(naive_loss(reference, sample) for sample in samples) / trained_tokens

@@ -56,7 +56,7 @@ def folder_of(result: RunResult, info: CheckpointInfo | None = None) -> Path:
 def validation_loss(model: PreTrainedModel, output: Path) -> float:
     """Computed anew from the prepared dataset, without the engine."""
     (shard,) = (output / "data").glob("*/valid-00000.arrow")
-    reader = SampleReader(shard)
+    reader = SampleReader([shard])
     with torch.no_grad():
         total = sum(float(next_token_loss(model.eval(), collate([reader[i]]))) for i in range(len(reader)))
     assert reader.loss_weights.sum() < reader.num_trained_tokens.sum()
