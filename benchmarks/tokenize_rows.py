@@ -11,9 +11,7 @@ it is installed: the construction of an `SFTTrainer` over these rows, with a mod
 
 import argparse
 import gc
-import importlib
 import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import peers
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from llmforge.config.families import find_family
 from llmforge.config.prompt_format import PromptFormat
@@ -151,38 +150,17 @@ def other_programs(folder: Path, lines: Sequence[bytes], prompt_format: PromptFo
 
     found = [Contender("transformers, apply_chat_template with its mask", apply_chat_template, repeats=1)]
     if find_spec("trl") is not None:
-        found.append(Contender("TRL, SFTTrainer with assistant_only_loss", trl_preparation(tokenizer, rows), repeats=1))
+        found.append(
+            Contender(
+                "TRL, SFTTrainer with assistant_only_loss", peers.trl(tokenizer, rows, num_processes=None), repeats=1
+            )
+        )
     return found
 
 
 def has_no_empty_message(row: dict[str, Any]) -> bool:
     """Whether all programs take a row."""
     return all(message["content"].strip() for message in row["messages"])
-
-
-def trl_preparation(tokenizer: Any, rows: Sequence[dict[str, Any]]) -> Callable[[], int]:
-    """What an `SFTTrainer` does with its rows when it is made."""
-    datasets, trl = importlib.import_module("datasets"), importlib.import_module("trl")
-    datasets.disable_caching()
-    datasets.disable_progress_bars()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
-    )
-
-    def run(given: Sequence[dict[str, Any]] = rows) -> int:
-        with tempfile.TemporaryDirectory() as output:
-            trainer = trl.SFTTrainer(
-                model=LlamaForCausalLM(config),
-                args=trl.SFTConfig(
-                    output_dir=output, assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True, bf16=False
-                ),
-                train_dataset=datasets.Dataset.from_list(list(given)),
-                processing_class=tokenizer,
-            )
-            return sum(map(len, trainer.train_dataset["input_ids"]))
-
-    run(rows[:16])  # imports and whatever else only the first one does
-    return run
 
 
 if __name__ == "__main__":

@@ -36,15 +36,18 @@ def _has_scheme(*schemes: str) -> Callable[[Any], bool]:
 
 
 def _is_other_source(value: Any) -> bool:
-    """Anything but files, folders and globs, local or in S3, and plain text files."""
+    """Plain text files, and addresses of other schemes."""
     if not isinstance(value, str):
         return False
     scheme = value.split("://")[0] if "://" in value else "file"
-    return scheme not in ("file", "s3") or value.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
+    return scheme not in ("file", "s3", "hf") or value.lower().removesuffix(".gz").removesuffix(".zst").endswith(".txt")
 
 
 def _source_rows(key: str) -> tuple[_Missing, ...]:
-    files = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://"
+    files = (
+        "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://, and "
+        "Hugging Face datasets"
+    )
     return (
         _Missing((key, "*"), _is_other_source, files),
         _Missing((key, "*", "path"), _is_other_source, files),
@@ -58,7 +61,6 @@ _TABLE: tuple[_Missing, ...] = (
     _Missing(("classifier_config",), _given, "remove it"),
     *_source_rows("train_path"),
     *_source_rows("valid_path"),
-    _Missing(("dataset", "load_kwargs"), _given, "remove it"),
     _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
     _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),
     _Missing(("initial_adapter_model_ckpt_path", "repo_id"), _given, "download the adapter to a local folder"),

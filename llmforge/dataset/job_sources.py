@@ -16,12 +16,16 @@ from llmforge.config.data import DatasetConfig, RowFormat, dataset_for
 from llmforge.config.job import JobConfig
 from llmforge.dataset.detection import detect_format
 from llmforge.dataset.files import expand_uris
+from llmforge.dataset.hub import is_hub_dataset, load_hub_dataset
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
+from llmforge.storage.base import open_storage
 
 logger = logging.getLogger(__name__)
 
 NUM_DETECTED_ROWS = 100
+LOADED_FOLDER = "data/loaded"
+"""Below `output_dir`: rows of Hugging Face datasets."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,23 @@ class JobSource:
 def list_sources(job: JobConfig) -> list[JobSource]:
     """All sources with their files; their formats as the job has them, so perhaps `auto`.
 
-    Raises `DataError` and `StorageError` for files that are not there.
+    Hugging Face datasets are loaded and put below the job's `output_dir`, where every node can read them. Raises
+    `DataError` and `StorageError` for what is not there.
     """
     groups = ((job.train_sources, False), (job.valid_sources, True))
+    sources = [(source, is_validation) for of_split, is_validation in groups for source in of_split]
+    load_kwargs = job.dataset.load_kwargs
+    if load_kwargs is not None and not any(is_hub_dataset(source.path, load_kwargs) for source, _ in sources):
+        raise DataError("dataset.load_kwargs: no source is a Hugging Face dataset that it could be for; remove it")
     return [
         JobSource(
             source.path,
-            tuple(expand_uris([source.path])),
+            tuple(_files(source.path, job, is_validation=is_validation)),
             is_validation,
             source.weight,
             dataset_for(source, job.dataset),
         )
-        for sources, is_validation in groups
-        for source in sources
+        for source, is_validation in sources
     ]
 
 
@@ -85,6 +93,19 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
             "set task: causal_lm to train every token"
         )
     return source
+
+
+def _files(path: str, job: JobConfig, *, is_validation: bool) -> list[str]:
+    if not is_hub_dataset(path, job.dataset.load_kwargs):
+        return expand_uris([path])
+    loaded = load_hub_dataset(
+        path,
+        job.dataset.load_kwargs,
+        default_split="validation" if is_validation else "train",
+        storage=open_storage(job.output_dir),
+        prefix=LOADED_FOLDER,
+    )
+    return [loaded]
 
 
 def log_formats(sources: Sequence[JobSource]) -> None:

@@ -58,7 +58,7 @@ def test_the_interface_for_other_programs(llmforge: Llmforge, imports_of: Llmfor
     assert found["trained_tokens"] == sum(split["trained_tokens"] for split in splits)
     assert found["packs"] == sum(split["samples"] for split in splits)
     assert found["packing_efficiency"] == stats["train"]["packing_efficiency"]
-    samples = SampleReader(folder / shard_name("train"))
+    samples = SampleReader([folder / shard_name("train")])
     assert stats["train"]["longest_sample"] == samples.num_tokens.max() <= stats["context_length"]
     assert stats["train"]["most_trained"] == samples.num_trained_tokens.max()
     assert sum(found["count"] for found in stats["length_histogram"]) == 119

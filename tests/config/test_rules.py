@@ -21,6 +21,10 @@ CONTRADICTIONS = {
         "job.yaml:3: initial_adapter_model_ckpt_path: needs lora_config: without it all weights are trained and no "
         "adapter; add lora_config, or remove this key"
     ),
+    "valid_path: [a.jsonl, {path: b.jsonl, weight: 2}]": (
+        "job.yaml:3: valid_path[1].weight: weights are for training data: validation takes every row once; "
+        "remove the key"
+    ),
     "lora_config: {layers_pattern: h}": (
         "job.yaml:3: lora_config.layers_pattern: needs layers_to_transform; add it, or remove this key"
     ),

@@ -11,8 +11,10 @@ from llmforge.config.data import RowFormat
 from llmforge.config.job import JobConfig
 from tests.config.conftest import Load, Problems
 
-FILES = "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://"
-PLAIN = "allowed for now: files without settings of their own"
+FILES = (
+    "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://, and Hugging Face "
+    "datasets"
+)
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"
 REFUSED = {
@@ -22,9 +24,8 @@ REFUSED = {
     "classifier_config: {label_tokens: [a, b]}": "classifier_config: not supported yet (remove it)",
     "valid_path: data/*.txt": f"valid_path: not supported yet ({FILES})",
     "valid_path: https://data.org/a.parquet": f"valid_path: not supported yet ({FILES})",
-    "valid_path: [a.jsonl, hf://datasets/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
+    "valid_path: [a.jsonl, gs://bucket/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
     "valid_path: [{path: a.TXT.gz}]": f"valid_path[0].path: not supported yet ({FILES})",
-    "dataset: {load_kwargs: {}}": "dataset.load_kwargs: not supported yet (remove it)",
     "initial_base_model_ckpt_path: s3://b/m": (
         "initial_base_model_ckpt_path: not supported yet (copy the weights to a local folder)"
     ),
@@ -55,9 +56,10 @@ ACCEPTED = [
     "task: instruction_tuning",
     "task: causal_lm",
     "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: text}]",
-    "train_path: [a.jsonl, {path: b.json, weight: 2, format: instruction, columns: {output: reply}}]",
+    "valid_path: [a.jsonl, {path: b.json, format: instruction, columns: {output: reply}}]",
     "valid_path: [data, s3://bucket/data/, s3://bucket/**/part-*.parquet, 'data/[ab].csv.zst', {path: a.json.gz}]",
     "dataset: {format: messages, valid_fraction: 0.1, on_invalid: drop, over_length: error, train_on: last_turn}",
+    "dataset: {load_kwargs: {split: train}}\nvalid_path: [hf://datasets/org/name, org/name]",
     "dataset: {shuffle: false, deduplicate: true, over_length: truncate}",
     f"dataset: {{columns: {COLUMNS}, roles: {{human: user, gpt: assistant}}, min_trained_share: 0}}",
     *(f"dataset: {{format: {name}}}" for name in get_args(RowFormat)),
@@ -88,9 +90,9 @@ def test_accepted(load: Load, text: str) -> None:
 
 
 def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
-    assert problems("dataset:\n  load_kwargs: {}\n  valid_fractoin: 0.1\n") == [
-        "job.yaml:4: dataset.load_kwargs: not supported yet (remove it)",
-        "job.yaml:5: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
+    assert problems("quantization: {bits: 4}\nlora_config: {}\ndataset:\n  valid_fractoin: 0.1\n") == [
+        "job.yaml:3: quantization: not supported yet (remove it: the base weights are held in the job's precision)",
+        "job.yaml:6: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
     ]
 
 

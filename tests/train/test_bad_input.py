@@ -97,7 +97,7 @@ def test_a_missing_data_file(refused: Refused, tmp_path: Path) -> None:
 def test_a_file_without_rows(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text("\n\n")
-    assert refused(DataError) == f"{path}: no rows; expected one JSON object per line"
+    assert refused(DataError) == f"{path}: no rows; expected records, such as one JSON object per line"
 
 
 def test_bad_rows_are_all_listed(refused: Refused, tmp_path: Path) -> None:
