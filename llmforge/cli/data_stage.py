@@ -16,8 +16,7 @@ from llmforge.cli.places import cache_folder
 from llmforge.cli.train import DisplayHandler
 from llmforge.config.job import JobConfig
 from llmforge.config.sizing import size_job
-from llmforge.dataset.job_sources import list_sources
-from llmforge.dataset.prepared import PreparedDataset, content_hash, find_prepared
+from llmforge.dataset.prepared import PreparedDataset, find_prepared, read_inputs
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage
 
@@ -55,26 +54,20 @@ def prepare_data(submitted: JobConfig) -> PreparedJob:
 
 def _find_or_prepare(local: LocalJob, storage: Storage, display: ProgressDisplay) -> tuple[PreparedDataset, float]:
     """(the dataset, the seconds that it took)."""
-    job, context_length = local.job, local.model.facts.context_length
     display.phase("looking for prepared data")
     started = time.perf_counter()
-    found = find_prepared(storage, content_hash(job, list_sources(job), local.tokenizer, context_length))
+    inputs = read_inputs(local.job, local.tokenizer, local.model.facts.context_length, cache_folder())
+    found = find_prepared(storage, inputs.name)
+    seconds = time.perf_counter() - started
     if found is not None:
-        return found, time.perf_counter() - started
+        return found, seconds
     check_writable(storage)
     display.phase("starting Ray")
-    from llmforge.dataset.pipeline import prepare
+    from llmforge.dataset.pipeline import make_prepared
     from llmforge.train.cluster import start_ray
 
     start_ray(verbose=False)
     display.phase("preparing data")
     started = time.perf_counter()
-    prepared = prepare(
-        job,
-        local.tokenizer,
-        storage,
-        cache_folder(),
-        model_context_length=context_length,
-        progress=display.data,
-    )
-    return prepared, time.perf_counter() - started
+    prepared = make_prepared(inputs, storage, cache_folder(), display.data)
+    return prepared, seconds + time.perf_counter() - started

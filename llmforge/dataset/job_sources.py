@@ -60,7 +60,7 @@ def list_sources(job: JobConfig) -> list[JobSource]:
     load_kwargs = job.dataset.load_kwargs
     if load_kwargs is not None and not any(is_hub_dataset(source.path, load_kwargs) for source, _ in sources):
         raise DataError("dataset.load_kwargs: no source is a Hugging Face dataset that it could be for; remove it")
-    return [
+    found = [
         JobSource(
             source.path,
             tuple(_files(source.path, job, is_validation=is_validation)),
@@ -70,6 +70,8 @@ def list_sources(job: JobConfig) -> list[JobSource]:
         )
         for source, is_validation in sources
     ]
+    _check_loaded_apart(found, job)
+    return found
 
 
 def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobSource:
@@ -93,6 +95,18 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
             "set task: causal_lm to train every token"
         )
     return source
+
+
+def _check_loaded_apart(sources: Sequence[JobSource], job: JobConfig) -> None:
+    """A split that `load_kwargs` names holds for training and validation."""
+    for source in sources:
+        is_loaded = is_hub_dataset(source.path, job.dataset.load_kwargs)
+        trained = [other for other in sources if not other.is_validation and other.uris == source.uris]
+        if source.is_validation and is_loaded and trained:
+            raise DataError(
+                f"{source.path}: training and validation would have the same rows; give a split to each: "
+                "dataset.load_kwargs.split: {train: ..., validation: ...}"
+            )
 
 
 def _files(path: str, job: JobConfig, *, is_validation: bool) -> list[str]:

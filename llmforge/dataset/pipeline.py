@@ -20,9 +20,16 @@ from numpy.typing import NDArray
 from llmforge.config.job import JobConfig
 from llmforge.config.sizing import measured_context_length
 from llmforge.dataset.collector import Collected, ExampleCollector, Examples
-from llmforge.dataset.job_sources import JobSource, list_sources, log_formats, with_format
+from llmforge.dataset.job_sources import JobSource, log_formats, with_format
 from llmforge.dataset.mixture import mix
-from llmforge.dataset.prepared import DATA_FOLDER, PreparedDataset, commit_prepared, content_hash, find_prepared
+from llmforge.dataset.prepared import (
+    DATA_FOLDER,
+    PreparedDataset,
+    StageInputs,
+    commit_prepared,
+    find_prepared,
+    read_inputs,
+)
 from llmforge.dataset.proof import Proof
 from llmforge.dataset.selection import select, write_selection
 from llmforge.dataset.shards import Split
@@ -33,7 +40,7 @@ from llmforge.dataset.tokenize import TokenizerText
 from llmforge.dataset.unused import INVALID, UnusedRow, as_jsonl, list_rows
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
-from llmforge.storage.cache import file_version, version_bytes
+from llmforge.storage.cache import changed, version_bytes
 from llmforge.storage.files import explained
 
 logger = logging.getLogger(__name__)
@@ -60,45 +67,42 @@ def prepare(
     Raises `DataError` with every bad row (file, line, reason) when `dataset.on_invalid` is `error`, and when nothing is
     left to train on.
     """
-    sources = list_sources(job)
-    name = content_hash(job, sources, tokenizer, model_context_length)
-    found = find_prepared(storage, name)
-    if found is not None:
-        return found
-    sources = [with_format(source, job.task, cache_folder) for source in sources]
+    inputs = read_inputs(job, tokenizer, model_context_length, cache_folder)
+    found = find_prepared(storage, inputs.name)
+    return make_prepared(inputs, storage, cache_folder, progress) if found is None else found
+
+
+def make_prepared(
+    inputs: StageInputs, storage: Storage, cache_folder: Path, progress: Progress = lambda done, total: None
+) -> PreparedDataset:
+    """As `prepare`, where nothing of this name was found."""
+    job = inputs.job
+    sources = [with_format(source, job.task, cache_folder) for source in inputs.sources]
     log_formats(sources)
+    settings = StageSettings(
+        job.model_dump_json(),
+        tuple(source.dataset.model_dump_json() for source in sources),
+        inputs.tokenizer,
+        str(cache_folder),
+        is_fast=True,
+    )
     place = tempfile.gettempdir()
     with (
         explained("use the folder for temporary files (TMPDIR)", place),
         tempfile.TemporaryDirectory(prefix="llmforge-data-", dir=place) as scratch,
     ):
-        collected = _collect(job, sources, tokenizer, cache_folder, Path(scratch), progress)
-        _check_rows(job, collected, storage, name)
+        collected = _collect(_plan(inputs, cache_folder), settings, Path(scratch), progress)
+        _check_rows(job, collected, storage, inputs.name)
         folder = Path(scratch) / "prepared"
         folder.mkdir()
-        stats = _assemble(job, sources, collected, model_context_length, folder)
+        stats = _assemble(inputs, collected, folder)
         (folder / "stats.json").write_text(stats.model_dump_json(indent=2))
         (folder / "dropped.jsonl").write_bytes(as_jsonl(collected.unused.rows))
-        return commit_prepared(storage, name, folder, stats)
+        return commit_prepared(storage, inputs.name, folder, stats)
 
 
-def _collect(
-    job: JobConfig,
-    sources: Sequence[JobSource],
-    tokenizer: TokenizerText,
-    cache_folder: Path,
-    scratch: Path,
-    progress: Progress,
-) -> Collected:
+def _collect(parts: Sequence[SourceBlock], settings: StageSettings, scratch: Path, progress: Progress) -> Collected:
     """Tokenize all rows with Ray Data."""
-    parts = _plan(job, sources, cache_folder)
-    settings = StageSettings(
-        job.model_dump_json(),
-        tuple(source.dataset.model_dump_json() for source in sources),
-        tokenizer,
-        str(cache_folder),
-        is_fast=True,
-    )
     folder = scratch / "examples"
     folder.mkdir()
     with ExampleCollector(folder) as collector:
@@ -131,17 +135,23 @@ def _told(proof: Proof) -> bool:
     return proof.is_fast
 
 
-def _plan(job: JobConfig, sources: Sequence[JobSource], cache_folder: Path) -> list[SourceBlock]:
-    total_bytes = sum(version_bytes(file_version(uri)) for source in sources for uri in source.uris)
+def _plan(inputs: StageInputs, cache_folder: Path) -> list[SourceBlock]:
+    """The blocks of all files. Raises `ChangedError` for a file that is not the version that gave the name."""
+    job, versions = inputs.job, inputs.versions
+    total_bytes = sum(version_bytes(version) for version in versions.values())
     num_blocks = (job.num_data_blocks_per_device or BLOCKS_PER_DEVICE) * job.num_devices
     block_bytes = min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total_bytes // num_blocks))
-    return [
+    parts = [
         SourceBlock(number, block)
-        for number, source in enumerate(sources)
+        for number, source in enumerate(inputs.sources)
         for block in plan_blocks(
             source.uris, is_validation=source.is_validation, block_bytes=block_bytes, cache_folder=cache_folder
         )
     ]
+    for part in parts:
+        if part.block.version != versions[part.block.uri]:
+            raise changed(part.block.uri)
+    return parts
 
 
 def _check_rows(job: JobConfig, collected: Collected, storage: Storage, name: str) -> None:
@@ -165,17 +175,12 @@ def _list_and_store(rows: list[UnusedRow], storage: Storage, name: str) -> str:
     return list_rows(rows, join_uri(storage.root_uri, key))
 
 
-def _assemble(
-    job: JobConfig,
-    sources: Sequence[JobSource],
-    collected: Collected,
-    model_context_length: int | None,
-    folder: Path,
-) -> DatasetStats:
+def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> DatasetStats:
     """Choose the context length, leave out what is longer, pack, and write the shards."""
+    job, sources = inputs.job, inputs.sources
     examples = Examples(collected.folder)
     lengths = summarise_lengths(examples.lengths)
-    context_length = job.context_length or measured_context_length(lengths.p95, model_context_length)[0]
+    context_length = job.context_length or measured_context_length(lengths.p95, inputs.model_context_length)[0]
     stats: dict[Split, SplitStats] = {}
     num_truncated = 0
     has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None

@@ -7,20 +7,20 @@ It does not know how one is made, and imports no Ray: a second run of the same j
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import SequenceSizes
 from llmforge.config.sizing import DataSizes
-from llmforge.dataset.job_sources import JobSource
+from llmforge.dataset.job_sources import JobSource, list_sources
 from llmforge.dataset.shards import SampleReader, Split, is_shard_of
 from llmforge.dataset.stats import DatasetStats
 from llmforge.dataset.tokenize import TokenizerText
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri
-from llmforge.storage.cache import fingerprint
+from llmforge.storage.cache import file_version, fingerprint
 from llmforge.storage.manifest import (
     AlreadyCommittedError,
     DamagedError,
@@ -110,17 +110,35 @@ def commit_prepared(storage: Storage, name: str, folder: Path, stats: DatasetSta
     return PreparedDataset(name, stats, was_cached=False)
 
 
-def content_hash(
-    job: JobConfig,
-    sources: Sequence[JobSource],
-    tokenizer: TokenizerText,
-    model_context_length: int | None,
-) -> str:
-    """The name of the prepared dataset of a resolved job. Reads its local data files whole, for their checksums."""
+@dataclass(frozen=True)
+class StageInputs:
+    """All that decides what the data stage makes of a job."""
+
+    job: JobConfig
+    """Resolved, but for what is measured from the data."""
+    tokenizer: TokenizerText
+    model_context_length: int | None
+    sources: tuple[JobSource, ...]
+    """Their formats as the job has them, so perhaps `auto`."""
+    versions: Mapping[str, str]
+    """Of every single file, by `file_version`, before it was read."""
+    name: str
+    """Of the prepared dataset."""
+
+
+def read_inputs(
+    job: JobConfig, tokenizer: TokenizerText, model_context_length: int | None, cache_folder: Path
+) -> StageInputs:
+    """Find the files of a job and give them a name.
+
+    Reads local files whole, for their checksums; those of large files are kept in `cache_folder`.
+    """
+    sources = tuple(list_sources(job))
+    versions = {uri: file_version(uri) for source in sources for uri in source.uris}
     is_drawn = job.dataset.valid_fraction is not None or any(source.weight is not None for source in sources)
     decides = {
         "stage": STAGE_VERSION,
-        "sources": [_identity(source) for source in sources],
+        "sources": [_identity(source, cache_folder) for source in sources],
         "format": job.prompt_format.model_dump(mode="json"),
         "tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest(),
         "eos_token": tokenizer.eos_token,
@@ -130,13 +148,14 @@ def content_hash(
         "dataset": job.dataset.model_dump(mode="json", exclude={"shuffle", "min_trained_share"}),
         "seed": job.seed if is_drawn else None,
     }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    return StageInputs(job, tokenizer, model_context_length, sources, versions, name)
 
 
-def _identity(source: JobSource) -> dict[str, object]:
+def _identity(source: JobSource, cache_folder: Path) -> dict[str, object]:
     """What tells a source from another. Its format, where it is looked up, follows from its files."""
     return {
-        "files": [asdict(fingerprint(uri)) for uri in source.uris],
+        "files": [asdict(fingerprint(uri, cache_folder)) for uri in source.uris],
         "is_validation": source.is_validation,
         "weight": source.weight,
         "rows": source.dataset.model_dump(mode="json", include={"format", "columns"}),

@@ -12,8 +12,8 @@ from llmforge.config.job import JobConfig
 from tests.config.conftest import Load, Problems
 
 FILES = (
-    "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://, and Hugging Face "
-    "datasets"
+    "allowed for now: files of JSON, CSV, Parquet and Arrow, folders and globs of them, local or s3://, and "
+    "Hugging Face datasets"
 )
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"

@@ -82,3 +82,5 @@ def test_a_hugging_face_dataset_is_put_where_all_nodes_can_read_it(folder: Path)
     assert [Path(source.uris[0]).parent for source in (train, valid)] == [folder / "runs" / LOADED_FOLDER] * 2
     assert train.uris != valid.uris
     assert with_format(train, "instruction_tuning", folder / "cache").row_format == "instruction"
+    with pytest.raises(DataError, match=r"^saved: training and validation would have the same rows; give a split to"):
+        list_sources(make_job(train_path="saved", valid_path="saved", dataset={"load_kwargs": {"split": "train"}}))

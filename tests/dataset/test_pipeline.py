@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 from llmforge.config.job import JobConfig
 from llmforge.config.resolve import JobFacts, resolve_job
-from llmforge.dataset.pipeline import Progress, prepare
-from llmforge.dataset.prepared import PreparedDataset
+from llmforge.dataset.pipeline import Progress, make_prepared, prepare
+from llmforge.dataset.prepared import PreparedDataset, read_inputs
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.dataset.tokenize import TokenizerText
 from llmforge.dataset.unused import MAX_PRINTED_ROWS
@@ -593,3 +593,16 @@ def test_duplicates_are_left_out(prepare_job: Prepare, write_rows: Callable[...,
     write_rows([GOOD_ROW, OTHER_ROW, GOOD_ROW, spaced])
     stats = prepare_job(dataset={"deduplicate": True}).stats
     assert (stats.rows_used, stats.dropped) == (2, {"duplicate of an earlier row": 2})
+
+
+def test_a_file_that_changes_before_it_is_read(
+    write_rows: Callable[..., Path], make_job: MakeJob, small_model: Path, tmp_path: Path
+) -> None:
+    path = write_rows([GOOD_ROW])
+    facts = JobFacts(has_gpu=False, started_at=datetime(2026, 11, 21))
+    job = resolve_job(make_job(model_id=str(small_model)), facts)
+    inputs = read_inputs(job, TokenizerText(read_tokenizer_json(small_model)), CONTEXT_LENGTH, tmp_path / "cache")
+    write_rows([GOOD_ROW, OTHER_ROW])
+    with pytest.raises(StorageError) as caught:
+        make_prepared(inputs, open_storage(job.output_dir), tmp_path / "cache")
+    assert str(caught.value) == f"{path}: changed while it was read; start the job again once nobody writes it"
