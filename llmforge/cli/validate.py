@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmforge.cli.places import cache_folder
-from llmforge.config.data import DataSource
+from llmforge.config.data import DatasetConfig, DataSource
 from llmforge.config.deepspeed import find_deepspeed_problems, read_deepspeed_file
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.finding import Finding, path_text
@@ -22,6 +22,7 @@ from llmforge.config.prompt_format import PromptFormat
 from llmforge.config.resolve import find_refusal
 from llmforge.config.training import DeepSpeedFile
 from llmforge.dataset.file_names import ALLOWED, expand_local, find_kind
+from llmforge.dataset.hub import check_load_kwargs, is_hub_dataset
 from llmforge.errors import ConfigError, DataError, ModelError, StorageError
 from llmforge.prompt.lints import find_lints
 from llmforge.storage.uri import is_s3, local_path
@@ -57,8 +58,9 @@ def load_checked_job(path: str, overrides: Sequence[str] = (), *, with_weights: 
 def check_files(job: JobConfig, *, with_weights: bool = True) -> list[Finding]:
     """What is wrong with the model and the files that a job names: data, initial weights, adapter, DeepSpeed file."""
     return [
-        *_check_sources(("train_path",), job.train_path, job.train_sources),
-        *_check_sources(("valid_path",), job.valid_path, job.valid_sources),
+        *_check_sources(("train_path",), job.train_path, job.train_sources, job.dataset),
+        *_check_sources(("valid_path",), job.valid_path, job.valid_sources, job.dataset),
+        *_check_load_kwargs(job),
         *_check_model(job),
         *_check_family(job),
         *(_check_weights(job) if with_weights else ()),
@@ -159,8 +161,14 @@ def _imported_format(job: JobConfig) -> PromptFormat | None:
     except ImportError:
         return None
     # Rows to be fetched first are for the start of the job; files that are not there are told elsewhere.
-    sources = [source for source in job.train_sources if not is_s3(source.path) and not _source_problems(source.path)]
-    job = job.model_copy(update={"train_path": tuple(sources)})
+    sources = [
+        source
+        for source in job.train_sources
+        if not is_s3(source.path)
+        and not is_hub_dataset(source.path, job.dataset.load_kwargs)
+        and not _source_problems(source.path)
+    ]
+    job = job.model_copy(update={"train_path": tuple(sources), "valid_path": None})
     return with_imported_format(job, read_tokenizer_template(folder), cache_folder()).prompt_format
 
 
@@ -183,10 +191,27 @@ def _local_special_tokens(job: JobConfig) -> frozenset[str] | None:
     return frozenset(token["content"] for token in description.get("added_tokens", ()) if token["special"])
 
 
-def _check_sources(key: KeyPath, given: object, sources: Sequence[DataSource]) -> Iterator[Finding]:
+def _check_sources(
+    key: KeyPath, given: object, sources: Sequence[DataSource], dataset: DatasetConfig
+) -> Iterator[Finding]:
+    """Of Hugging Face datasets only the start of the job can say whether they are there."""
     for index, source in enumerate(sources):
-        for problem in _source_problems(source.path):
+        is_hub = is_hub_dataset(source.path, dataset.load_kwargs)
+        for problem in () if is_hub else _source_problems(source.path):
             yield Finding((*key, index) if isinstance(given, tuple) else key, problem)
+
+
+def _check_load_kwargs(job: JobConfig) -> Iterator[Finding]:
+    key: KeyPath = ("dataset", "load_kwargs")
+    given = job.dataset.load_kwargs
+    sources = (*job.train_sources, *job.valid_sources)
+    if given is not None and not any(is_hub_dataset(source.path, given) for source in sources):
+        yield Finding(key, "no source is a Hugging Face dataset that they could be for; remove them")
+    try:
+        check_load_kwargs(given)
+    except DataError as error:
+        name, _, problem = str(error).partition(": ")
+        yield Finding(tuple(name.split(".")), problem)
 
 
 def _source_problems(uri: str) -> list[str]:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llmforge.dataset.file_names import find_kind, has_glob
 from llmforge.errors import DataError
-from llmforge.storage.base import Storage, join_uri
 from llmforge.storage.files import explained
-from llmforge.storage.uri import join_key, local_path
+from llmforge.storage.uri import join_key, join_uri, local_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
+
+    from llmforge.storage.base import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -57,9 +57,6 @@ def list_sources(job: JobConfig) -> list[JobSource]:
     """
     groups = ((job.train_sources, False), (job.valid_sources, True))
     sources = [(source, is_validation) for of_split, is_validation in groups for source in of_split]
-    load_kwargs = job.dataset.load_kwargs
-    if load_kwargs is not None and not any(is_hub_dataset(source.path, load_kwargs) for source, _ in sources):
-        raise DataError("dataset.load_kwargs: no source is a Hugging Face dataset that it could be for; remove it")
     found = [
         JobSource(
             source.path,

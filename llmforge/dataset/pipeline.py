@@ -213,8 +213,13 @@ def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> Datase
 
 
 def _mix(job: JobConfig, sources: Sequence[JobSource], source_of: NDArray[np.int32]) -> NDArray[np.int64]:
-    weights = [source.weight for source in sources]
-    return mix(source_of, weights, job.dataset.mixture, job.seed)
+    mixed = mix(source_of, [source.weight for source in sources], job.dataset.mixture, job.seed)
+    num_rows, num_taken = (np.bincount(found, minlength=len(sources)) for found in (source_of, source_of[mixed]))
+    for source, rows, taken in zip(sources, num_rows.tolist(), num_taken.tolist(), strict=True):
+        if not source.is_validation:
+            share = taken / len(mixed)
+            logger.info("data: %s: %d rows, taken %d times in an epoch: %.3g %%", source.path, rows, taken, 100 * share)
+    return mixed
 
 
 def _warn_of_few_trained_tokens(job: JobConfig, train: SplitStats) -> None:

@@ -190,6 +190,20 @@ def test_data_files(tmp_path: Path) -> None:
     )
 
 
+def test_hugging_face_datasets(tmp_path: Path) -> None:
+    Path("saved").mkdir()
+    Path("saved/dataset_dict.json").write_text("{}")
+    load_checked_job("job.yaml", ["train_path=saved"])
+    load_checked_job("job.yaml", ["train_path=owner/name", "valid_path=hf://datasets/owner/name"])
+    assert _problems("dataset: {load_kwargs: {split: train}}") == [
+        "job.yaml:3: dataset.load_kwargs: no source is a Hugging Face dataset that they could be for; remove them"
+    ]
+    assert _problems("dataset: {load_kwargs: {streaming: true}}", "train_path=owner/name") == [
+        "job.yaml:3: dataset.load_kwargs.streaming: not allowed: rows that are streamed have no number to be found by "
+        "again; take a part by split, as in train[:10%]; remove it"
+    ]
+
+
 def test_an_override_is_named_as_such(tmp_path: Path) -> None:
     assert _problems("", "train_path=a.jsonl") == [
         f"command line: train_path: a.jsonl: no such file (looked for in {tmp_path})"

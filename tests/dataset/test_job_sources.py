@@ -68,11 +68,6 @@ def test_what_has_no_format(folder: Path) -> None:
         with_format(sources[1], "instruction_tuning", folder / "cache")
 
 
-def test_arguments_that_no_source_could_use(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"^dataset\.load_kwargs: no source is a Hugging Face dataset"):
-        list_sources(make_job(train_path="a.jsonl", dataset={"load_kwargs": {"split": "train"}}))
-
-
 @pytest.mark.slow
 def test_a_hugging_face_dataset_is_put_where_all_nodes_can_read_it(folder: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the datasets library")

@@ -80,6 +80,7 @@ def is_trained(example: Example) -> list[bool]:
     return [bool(label != IGNORED_LABEL) for label in example.labels]
 
 
+@pytest.mark.slow
 def test_the_ids_of_llama_3(material: Path) -> None:
     ours = segment_tokenizer(material / "tokenizers" / "llama3-hf")
     example = example_of(ARITHMETIC, LLAMA_3, ours)
@@ -91,7 +92,7 @@ def test_the_ids_of_llama_3(material: Path) -> None:
 
 
 # Every tokenizer with formats of its own control tokens, and formats whose control tokens it does not know.
-PAIRS = [
+BIG = (
     ("tokenizers/llama3-hf", LLAMA_3),
     ("tokenizers/llama2-hf", LLAMA_2),
     ("tokenizers/llama2-hf", ADJACENT),
@@ -100,6 +101,9 @@ PAIRS = [
     ("tokenizers/mistral-v3-hf", ADJACENT),
     ("tokenizers/qwen2-hf", CHATML),
     ("tokenizers/gpt2-hf", PLAIN),
+)
+PAIRS = [
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in BIG),  # loading one takes a second or more
     ("models/stories260K-hf", LLAMA_2),
     ("models/stories260K-hf", PLAIN),
 ]
