@@ -4,10 +4,10 @@
 
 The folder holds the files of a Llama 3 tokenizer; the rows are conversations (`{"messages": [...]}`).
 
-speed   `prepare` from the bytes of the file to committed shards, with every check, in a Ray that has prepared other
-        rows before, against Hugging Face's encoder on texts rendered beforehand, with as many threads, and against the
-        preparation of other programs on a tenth of the rows (see peers.py). The best of three times counts, for the
-        slow ones that of one.
+speed   `prepare` from the bytes of a file of 200,000 rows to committed shards, with every check, in a Ray that has
+        prepared other rows before, against Hugging Face's encoder on texts rendered beforehand, with as many threads,
+        and against the preparation of other programs on a tenth of the given rows (see peers.py). The best of three
+        times counts, for the slow ones that of one.
 growth  a new process with a new Ray for each number of rows: seconds of the stage, and the most memory that all its
         processes have together, shared pages counted once, without files in the page cache.
 again   `llmforge prepare --json` twice: the seconds that it says itself, and those of the whole command.
@@ -51,6 +51,7 @@ from llmforge.train.cluster import start_ray
 MODEL = "Meta-Llama-3-8B-Instruct"
 TURN_END = "<|eot_id|>"
 CONTEXT_LENGTH = 2048
+STAGE_ROWS = 200_000
 SAMPLES_PER_SECOND = 10
 
 
@@ -75,8 +76,7 @@ def speed(arguments: argparse.Namespace, scratch: Path) -> None:
     """The stage beside the bare encoder and other programs."""
     os.environ |= {"RAYON_NUM_THREADS": str(arguments.workers), "TOKENIZERS_PARALLELISM": "true"}
     lines = read_lines(arguments.rows)
-    rows_file = scratch / "train.jsonl"
-    rows_file.write_bytes(b"\n".join(lines))
+    rows_file = write_rows(scratch / "train.jsonl", lines, STAGE_ROWS)
     start_ray(verbose=False)
 
     def stage(seed: int) -> int:
@@ -114,10 +114,7 @@ def growth(arguments: argparse.Namespace, scratch: Path) -> None:
 
 def one(arguments: argparse.Namespace, scratch: Path) -> None:
     """One run of `growth`: seconds and tokens on stdout."""
-    rows_file = scratch / "train.jsonl"
-    with rows_file.open("wb") as file:
-        for line in islice(cycle(read_lines(arguments.rows)), arguments.num_rows[0]):
-            file.write(line + b"\n")
+    rows_file = write_rows(scratch / "train.jsonl", read_lines(arguments.rows), arguments.num_rows[0])
     start_ray(verbose=False)
     started = time.perf_counter()
     prepared = run_stage(arguments, rows_file, scratch / "runs", seed=0)
@@ -146,6 +143,14 @@ def again(arguments: argparse.Namespace, scratch: Path) -> None:
 def read_lines(files: Sequence[Path]) -> list[bytes]:
     """The rows of all files."""
     return [line for path in files for line in path.read_bytes().splitlines() if line.strip()]
+
+
+def write_rows(file: Path, lines: Sequence[bytes], num_rows: int) -> Path:
+    """So many rows, the same ones over and over where there are fewer."""
+    with file.open("wb") as target:
+        for line in islice(cycle(lines), num_rows):
+            target.write(line + b"\n")
+    return file
 
 
 def job_keys(arguments: argparse.Namespace, rows_file: Path, output: Path, seed: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from llmforge.storage.files import explained
 
 logger = logging.getLogger(__name__)
 
-MAX_BLOCK_BYTES = 8 << 20
+MAX_BLOCK_BYTES = 12 << 20
 MIN_BLOCK_BYTES = 64 << 10
 BLOCKS_PER_DEVICE = 4
 
