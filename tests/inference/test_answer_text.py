@@ -42,7 +42,14 @@ def test_one_token_a_byte(text: str) -> None:
     check_text(text, OURS, byte_decode)
 
 
-@pytest.mark.parametrize("folder", ["models/stories260K-hf", "tokenizers/mistral-v3-hf", "tokenizers/gpt2-hf"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "models/stories260K-hf",
+        pytest.param("tokenizers/mistral-v3-hf", marks=pytest.mark.slow),
+        pytest.param("tokenizers/gpt2-hf", marks=pytest.mark.slow),
+    ],
+)
 def test_real_tokenizers(folder: str, material: Path) -> None:
     """Of which some drop the space at the begin of a text."""
     ours, decode = segment_tokenizer(material / folder), decoder(material / folder)

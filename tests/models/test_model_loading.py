@@ -83,6 +83,7 @@ def test_a_tokenizer_gives_the_ids_of_its_file(material: Path, tmp_path: Path) -
             )
 
 
+@pytest.mark.slow
 def test_the_trap_of_a_rebuilt_llama_tokenizer(material: Path) -> None:
     tokenizer = load_tokenizer(material / "tokenizers" / "llama2-hf")
     assert tokenizer.encode("<s>[INST]", add_special_tokens=False) == [1, 518, 25580, 29962]

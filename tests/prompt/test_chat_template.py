@@ -293,6 +293,7 @@ REAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prompt_format"), REAL.items(), ids=list(REAL))
 def test_real_conversations_through_real_tokenizers(name: str, prompt_format: PromptFormat, material: Path) -> None:
     folder = material / "tokenizers" / name
