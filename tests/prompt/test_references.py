@@ -166,6 +166,7 @@ DIFFERENCES = (
 )
 
 
+@pytest.mark.slow  # loads every large tokenizer of the material
 @pytest.mark.parametrize("name", REFERENCES)
 def test_results_equal_the_reference(name: str, material: Path) -> None:
     reference = REFERENCES[name]
