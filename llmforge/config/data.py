@@ -163,7 +163,7 @@ class DataKeys(StrictModel):
     padding: Literal["longest", "max_length"] | None = None
     """Without packing: pad a batch to its longest example, or to `context_length`. Default: `longest`."""
     num_data_blocks_per_device: Annotated[int, Field(ge=1)] | None = None
-    """Blocks of the data stage per device (parallelism of Ray Data). Default: Ray Data's own choice."""
+    """Blocks of the data stage per device, at least; none is larger than 12 MiB of a file. Default: 4."""
 
     @property
     def train_sources(self) -> tuple[DataSource, ...]:
