@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import ray
 from numpy.typing import NDArray
 
 from llmforge.config.job import JobConfig
@@ -117,7 +116,7 @@ def _tables(parts: Sequence[SourceBlock], settings: StageSettings) -> Iterator[p
     proof = start_proof(settings)
     tables = tokenized_tables(parts, settings)
     first = next(tables, None)
-    if not _told(ray.get(proof)):
+    if not _told(proof()):
         tables.close()
         tables = tokenized_tables(parts, replace(settings, is_fast=False))
         first = next(tables, None)

@@ -7,7 +7,7 @@ rows. It does not know what becomes of them.
 import gc
 import logging
 import pickle
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
+from ray.exceptions import RayTaskError
 
 from llmforge.config.data import DatasetConfig
 from llmforge.config.job import JobConfig
@@ -116,9 +117,22 @@ def tokenized_tables(parts: Sequence[SourceBlock], settings: StageSettings) -> G
         yield table.drop_columns(_FAILURE.name)
 
 
-def start_proof(settings: StageSettings) -> "ray.ObjectRef[Proof]":
-    """Begin to prove the tokenizing on the first rows of a job, on any node."""
-    return ray.remote(num_cpus=1)(_prove).remote(settings)
+def start_proof(settings: StageSettings) -> Callable[[], Proof]:
+    """Begin to prove the tokenizing on the first rows of a job, on any node; the result waits for it.
+
+    It raises the `LlmforgeError` that the task raised.
+    """
+    proof = ray.remote(num_cpus=1)(_prove).remote(settings)
+
+    def result() -> Proof:
+        try:
+            return cast(Proof, ray.get(proof))
+        except RayTaskError as error:
+            if isinstance(error.cause, LlmforgeError):
+                raise error.cause from None  # without the traceback that Ray puts into its text
+            raise
+
+    return result
 
 
 def _prove(settings: StageSettings) -> Proof:
