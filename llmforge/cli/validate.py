@@ -168,7 +168,7 @@ def _imported_format(job: JobConfig) -> PromptFormat | None:
         and not is_hub_dataset(source.path, job.dataset.load_kwargs)
         and not _source_problems(source.path)
     ]
-    job = job.model_copy(update={"train_path": tuple(sources), "valid_path": None})
+    job = job.model_copy(update={"train_path": tuple(sources)})
     return with_imported_format(job, read_tokenizer_template(folder), cache_folder()).prompt_format
 
 

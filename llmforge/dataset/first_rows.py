@@ -1,13 +1,13 @@
 """The first rows of a job's training data, read one by one: for people to look at, and to prove things on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
-from llmforge.dataset.job_sources import list_sources, with_format
+from llmforge.dataset.job_sources import JobSource, training_sources, with_format
 from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
@@ -36,9 +36,13 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
 
     Raises `DataError` for a missing file.
     """
-    sources = (source for source in list_sources(job) if not source.is_validation)
-    ready = (with_format(source, job.task, cache_folder) for source in sources)
-    records = ((source.dataset, *record) for source in ready for record in first_lines(source.uris, cache_folder))
+    sources = (with_format(source, job.task, cache_folder) for source in training_sources(job))
+    return read_rows(sources, prompt_format, cache_folder)
+
+
+def read_rows(sources: Iterable[JobSource], prompt_format: PromptFormat, cache_folder: Path) -> Iterator[FirstRow]:
+    """The rows of sources whose formats are known."""
+    records = ((source.dataset, *record) for source in sources for record in first_lines(source.uris, cache_folder))
     for number, (dataset, uri, line, record) in enumerate(records, start=1):
         try:
             parsed = parse_row(record, prompt_format, dataset)
@@ -48,9 +52,6 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
             yield FirstRow(number, uri, line, parsed, None)
 
 
-def first_training_rows(
-    job: JobConfig, prompt_format: PromptFormat, cache_folder: Path, count: int
-) -> list[TrainingRow]:
-    """What the first `count` rows were read as, without those that are refused."""
-    rows = islice(first_rows(job, prompt_format, cache_folder), count)
-    return [row.parsed for row in rows if row.parsed is not None]
+def parsed_rows(rows: Iterable[FirstRow], count: int) -> list[TrainingRow]:
+    """What the first `count` of them were read as, without those that are refused."""
+    return [row.parsed for row in islice(rows, count) if row.parsed is not None]

@@ -10,7 +10,7 @@ from pathlib import Path
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import GenerationConfig
-from llmforge.dataset.first_rows import first_training_rows
+from llmforge.dataset.first_rows import first_rows, parsed_rows
 from llmforge.errors import ConfigError
 from llmforge.prompt.messages import Conversation
 from llmforge.prompt.template_import import TokenizerTemplate, check_reproduces, import_prompt_format
@@ -40,7 +40,7 @@ def with_imported_format(job: JobConfig, template: TokenizerTemplate | None, cac
             "one in generation_config.prompt_format (docs/prompt-formats.md shows how)"
         )
     found = import_prompt_format(template)
-    rows = first_training_rows(job, found, cache_folder, NUM_COMPARED_ROWS)
+    rows = parsed_rows(first_rows(job, found, cache_folder), NUM_COMPARED_ROWS)
     conversations = [row for row in rows if isinstance(row, Conversation)]
     check_reproduces(found, template, conversations)
     logger.info(

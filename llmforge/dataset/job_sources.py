@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from llmforge.config.data import DatasetConfig, RowFormat, dataset_for
+from llmforge.config.data import DatasetConfig, DataSource, RowFormat, dataset_for
 from llmforge.config.job import JobConfig
 from llmforge.dataset.detection import detect_format
 from llmforge.dataset.files import expand_uris
@@ -24,6 +24,7 @@ from llmforge.storage.base import open_storage
 logger = logging.getLogger(__name__)
 
 NUM_DETECTED_ROWS = 100
+NO_ROWS = "no rows; expected records, such as one JSON object per line"
 LOADED_FOLDER = "data/loaded"
 """Below `output_dir`: rows of Hugging Face datasets."""
 
@@ -55,20 +56,15 @@ def list_sources(job: JobConfig) -> list[JobSource]:
     Hugging Face datasets are loaded and put below the job's `output_dir`, where every node can read them. Raises
     `DataError` and `StorageError` for what is not there.
     """
-    groups = ((job.train_sources, False), (job.valid_sources, True))
-    sources = [(source, is_validation) for of_split, is_validation in groups for source in of_split]
-    found = [
-        JobSource(
-            source.path,
-            tuple(_files(source.path, job, is_validation=is_validation)),
-            is_validation,
-            source.weight,
-            dataset_for(source, job.dataset),
-        )
-        for source, is_validation in sources
-    ]
-    _check_loaded_apart(found, job)
-    return found
+    sources = training_sources(job)
+    sources += [_list_source(source, job, is_validation=True) for source in job.valid_sources]
+    _check_loaded_apart(sources, job)
+    return sources
+
+
+def training_sources(job: JobConfig) -> list[JobSource]:
+    """As `list_sources`, those of `train_path`."""
+    return [_list_source(source, job, is_validation=False) for source in job.train_sources]
 
 
 def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobSource:
@@ -79,7 +75,7 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
     if source.row_format == "auto":
         records = [record for _, _, record in islice(first_lines(source.uris, cache_folder), NUM_DETECTED_ROWS)]
         if not records:
-            raise DataError(f"{source.path}: no rows; expected records, such as one JSON object per line")
+            raise DataError(f"{source.path}: {NO_ROWS}")
         try:
             detected = detect_format(records, source.dataset)
         except DataError as error:
@@ -94,6 +90,13 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
     return source
 
 
+def log_formats(sources: Sequence[JobSource]) -> None:
+    """Say which formats were looked up, and why."""
+    for source in sources:
+        if source.evidence is not None:
+            logger.info("data: %s: rows of the format %s: %s", source.path, source.row_format, source.evidence)
+
+
 def _check_loaded_apart(sources: Sequence[JobSource], job: JobConfig) -> None:
     """A split that `load_kwargs` names holds for training and validation."""
     for source in sources:
@@ -104,6 +107,11 @@ def _check_loaded_apart(sources: Sequence[JobSource], job: JobConfig) -> None:
                 f"{source.path}: training and validation would have the same rows; give a split to each: "
                 "dataset.load_kwargs.split: {train: ..., validation: ...}"
             )
+
+
+def _list_source(source: DataSource, job: JobConfig, *, is_validation: bool) -> JobSource:
+    uris = tuple(_files(source.path, job, is_validation=is_validation))
+    return JobSource(source.path, uris, is_validation, source.weight, dataset_for(source, job.dataset))
 
 
 def _files(path: str, job: JobConfig, *, is_validation: bool) -> list[str]:
@@ -117,10 +125,3 @@ def _files(path: str, job: JobConfig, *, is_validation: bool) -> list[str]:
         prefix=LOADED_FOLDER,
     )
     return [loaded]
-
-
-def log_formats(sources: Sequence[JobSource]) -> None:
-    """Say which formats were looked up, and why."""
-    for source in sources:
-        if source.evidence is not None:
-            logger.info("data: %s: rows of the format %s: %s", source.path, source.row_format, source.evidence)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llmforge.config.job import JobConfig
 from llmforge.config.sizing import measured_context_length
 from llmforge.dataset.collector import Collected, ExampleCollector, Examples
-from llmforge.dataset.job_sources import JobSource, log_formats, with_format
+from llmforge.dataset.job_sources import NO_ROWS, JobSource, log_formats, with_format
 from llmforge.dataset.mixture import mix
 from llmforge.dataset.prepared import (
     DATA_FOLDER,
@@ -90,7 +90,7 @@ def make_prepared(
         explained("use the folder for temporary files (TMPDIR)", place),
         tempfile.TemporaryDirectory(prefix="llmforge-data-", dir=place) as scratch,
     ):
-        collected = _collect(_plan(inputs, cache_folder), settings, Path(scratch), progress)
+        collected = _collect(_plan(inputs, cache_folder), sources, settings, Path(scratch), progress)
         _check_rows(job, collected, storage, inputs.name)
         folder = Path(scratch) / "prepared"
         folder.mkdir()
@@ -100,20 +100,26 @@ def make_prepared(
         return commit_prepared(storage, inputs.name, folder, stats)
 
 
-def _collect(parts: Sequence[SourceBlock], settings: StageSettings, scratch: Path, progress: Progress) -> Collected:
+def _collect(
+    parts: Sequence[SourceBlock],
+    sources: Sequence[JobSource],
+    settings: StageSettings,
+    scratch: Path,
+    progress: Progress,
+) -> Collected:
     """Tokenize all rows with Ray Data."""
     folder = scratch / "examples"
     folder.mkdir()
     with ExampleCollector(folder) as collector:
-        for table in _tables(parts, settings):
+        for table in _tables(parts, sources, settings):
             collector.add(table)
             progress(collector.rows_in, None)
     return collector.result()
 
 
-def _tables(parts: Sequence[SourceBlock], settings: StageSettings) -> Iterator[pa.Table]:
+def _tables(parts: Sequence[SourceBlock], sources: Sequence[JobSource], settings: StageSettings) -> Iterator[pa.Table]:
     """All tables, by the fast encoder. It is proven while the tasks start; where it fails, they start anew without."""
-    proof = start_proof(settings)
+    proof = start_proof([source for source in sources if not source.is_validation], settings)
     tables = tokenized_tables(parts, settings)
     first = next(tables, None)
     if not _told(proof()):
@@ -157,7 +163,7 @@ def _check_rows(job: JobConfig, collected: Collected, storage: Storage, name: st
     """Refuse the data where the job says so, and where there is nothing to train on."""
     sources = ", ".join(source.path for source in job.train_sources)
     if collected.rows_in == 0:
-        raise DataError(f"{sources}: no rows; expected one JSON object per line")
+        raise DataError(f"{sources}: {NO_ROWS}")
     if collected.invalid and job.dataset.on_invalid == "error":
         headline = f"{len(collected.invalid)} of {collected.rows_in} rows are invalid"
         listed = _list_and_store(collected.invalid, storage, name)

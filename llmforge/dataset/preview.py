@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -16,11 +15,11 @@ from tokenizers import Tokenizer
 from llmforge.config.job import JobConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.first_rows import FirstRow, first_rows
-from llmforge.dataset.row_encoder import RowEncoder
+from llmforge.dataset.row_encoder import job_encoder
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.document import Document, TrainingRow
 from llmforge.prompt.messages import Conversation
-from llmforge.prompt.render import Segment, Task, render_prompt_segments
+from llmforge.prompt.render import Segment, render_prompt_segments
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,7 @@ class _Previewer:
         self._format = job.prompt_format
         self._tokenizer = SegmentTokenizer(tokenizer.json)
         self._decoder = Tokenizer.from_str(tokenizer.json)
-        self._encoder = RowEncoder(
-            self._format, self._tokenizer, cast(Task, job.task), job.dataset.train_on, tokenizer.eos_token
-        )
+        self._encoder = job_encoder(job, tokenizer.eos_token, self._tokenizer)
 
     def row(self, row: FirstRow) -> PreviewRow:
         if row.parsed is None:

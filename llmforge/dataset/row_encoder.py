@@ -20,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.assembly import Plan, PlannedRow
 from llmforge.dataset.cut import CutRow, Special
@@ -257,6 +259,11 @@ class RowEncoder:
         return [
             index for index, item in enumerate(row.items) if isinstance(item, Special) and item.token in self._begins
         ]
+
+
+def job_encoder(job: JobConfig, eos_token: str | None, tokenizer: SegmentTokenizer) -> RowEncoder:
+    """What turns the rows of a resolved job into examples."""
+    return RowEncoder(job.prompt_format, tokenizer, cast(Task, job.task), job.dataset.train_on, eos_token)
 
 
 def _trained_tokens(row: CutRow) -> list[int | None]:

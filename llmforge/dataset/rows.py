@@ -13,6 +13,7 @@ import msgspec
 
 from llmforge.config.data import DatasetConfig, RowFormat
 from llmforge.config.prompt_format import PromptFormat
+from llmforge.dataset.content import BYTE_ORDER_MARK
 from llmforge.dataset.known_names import LISTS, OWN_NAMES, Row, column_of, flow, listed, mapped_columns
 from llmforge.dataset.message_lists import (
     Naming,
@@ -36,8 +37,6 @@ from llmforge.dataset.sources import Record
 from llmforge.errors import DataError
 from llmforge.prompt.document import Document, TrainingRow
 from llmforge.prompt.messages import Conversation, parse_conversation
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _AS_IT_IS = DatasetConfig()
 _NO_TOOLS = ("[]", "{}", "null")

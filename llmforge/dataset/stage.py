@@ -25,22 +25,17 @@ from llmforge.config.data import DatasetConfig
 from llmforge.config.job import JobConfig
 from llmforge.dataset.encoders import TextEncoders, open_fast_encoders, reference_encoders
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA, Places, example_table, refused_table
-from llmforge.dataset.first_rows import first_training_rows
+from llmforge.dataset.first_rows import parsed_rows, read_rows
+from llmforge.dataset.job_sources import JobSource
 from llmforge.dataset.proof import NUM_PROVEN_ROWS, Proof, prove
-from llmforge.dataset.row_encoder import RowEncoder
+from llmforge.dataset.row_encoder import job_encoder
 from llmforge.dataset.rows import parse_row
 from llmforge.dataset.sources import Block, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.errors import DataError, LlmforgeError
-from llmforge.prompt.render import Task
 
 _FAILURE = pa.field("failure", pa.binary())
 """A column more on the way from a task: the `LlmforgeError` that ended it, pickled, in a row of its own."""
-
-
-def job_encoder(job: JobConfig, eos_token: str | None, tokenizer: SegmentTokenizer) -> RowEncoder:
-    """What turns the rows of a resolved job into examples."""
-    return RowEncoder(job.prompt_format, tokenizer, cast(Task, job.task), job.dataset.train_on, eos_token)
 
 
 @dataclass(frozen=True)
@@ -117,12 +112,12 @@ def tokenized_tables(parts: Sequence[SourceBlock], settings: StageSettings) -> G
         yield table.drop_columns(_FAILURE.name)
 
 
-def start_proof(settings: StageSettings) -> Callable[[], Proof]:
-    """Begin to prove the tokenizing on the first rows of a job, on any node; the result waits for it.
+def start_proof(sources: Sequence[JobSource], settings: StageSettings) -> Callable[[], Proof]:
+    """Begin to prove the tokenizing on the first rows of these sources, on any node; the result waits for it.
 
     It raises the `LlmforgeError` that the task raised.
     """
-    proof = ray.remote(num_cpus=1)(_prove).remote(settings)
+    proof = ray.remote(num_cpus=1)(_prove).remote(sources, settings)
 
     def result() -> Proof:
         try:
@@ -135,9 +130,9 @@ def start_proof(settings: StageSettings) -> Callable[[], Proof]:
     return result
 
 
-def _prove(settings: StageSettings) -> Proof:
+def _prove(sources: Sequence[JobSource], settings: StageSettings) -> Proof:
     job = JobConfig.model_validate_json(settings.job_json)
-    rows = first_training_rows(job, job.prompt_format, Path(settings.cache_folder), NUM_PROVEN_ROWS)
+    rows = parsed_rows(read_rows(sources, job.prompt_format, Path(settings.cache_folder)), NUM_PROVEN_ROWS)
     return prove(rows, settings.tokenizer.json, partial(job_encoder, job, settings.tokenizer.eos_token))
 
 

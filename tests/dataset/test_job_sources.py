@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmforge.config.job import JobConfig
-from llmforge.dataset.job_sources import LOADED_FOLDER, list_sources, with_format
+from llmforge.dataset.job_sources import LOADED_FOLDER, list_sources, training_sources, with_format
 from llmforge.errors import DataError
 
 MESSAGES = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
@@ -39,6 +39,13 @@ def test_files_and_settings_of_each_source(folder: Path) -> None:
     assert [source.row_format for source in (first, second, third)] == ["sharegpt", "instruction", "sharegpt"]
     assert second.dataset.columns is not None
     assert (second.dataset.columns.output, second.dataset.deduplicate) == ("reply", True)
+
+
+def test_training_sources_leave_validation_data_alone(folder: Path) -> None:
+    job = make_job(train_path="a.jsonl", valid_path="none/*.jsonl")
+    assert [source.path for source in training_sources(job)] == ["a.jsonl"]
+    with pytest.raises(DataError, match=r"none/\*\.jsonl: no file matches"):
+        list_sources(job)
 
 
 def test_the_format_of_a_source_is_looked_up_in_its_rows(folder: Path) -> None:

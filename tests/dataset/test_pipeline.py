@@ -606,3 +606,18 @@ def test_a_file_that_changes_before_it_is_read(
     with pytest.raises(StorageError) as caught:
         make_prepared(inputs, open_storage(job.output_dir), tmp_path / "cache")
     assert str(caught.value) == f"{path}: changed while it was read; start the job again once nobody writes it"
+
+
+def test_only_the_start_of_a_job_needs_a_hugging_face_dataset(
+    make_job: MakeJob, small_model: Path, tmp_path: Path
+) -> None:
+    """What is loaded lies below `output_dir`; no node loads it once more."""
+    datasets = pytest.importorskip("datasets", reason="needs the datasets library")
+    rows = [json.loads(GOOD_ROW), json.loads(OTHER_ROW)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    submitted = make_job(model_id=str(small_model), train_path=str(tmp_path / "saved"))
+    job = resolve_job(submitted, JobFacts(has_gpu=False, started_at=datetime(2026, 11, 21)))
+    inputs = read_inputs(job, TokenizerText(read_tokenizer_json(small_model)), CONTEXT_LENGTH, tmp_path / "cache")
+    shutil.rmtree(tmp_path / "saved")
+    prepared = make_prepared(inputs, open_storage(job.output_dir), tmp_path / "cache")
+    assert (prepared.stats.rows_in, prepared.stats.rows_used) == (2, 2)
