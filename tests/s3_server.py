@@ -17,7 +17,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 ACCESS_KEY = "test:tester"
@@ -58,17 +60,14 @@ class S3Server:
         """Serve; returns when the server answers. Raises `S3ServerError` with the end of its log."""
         if not self._etc.exists():
             self._configure()
-        for kind in (*_STORES, "proxy"):
-            with (self.root / f"{kind}.log").open("ab") as log:
-                command = [self.bin_folder / f"swift-{kind}-server", self._etc / f"{kind}.conf"]
-                self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and all(process.poll() is None for process in self._processes):
-            if self._answers():
-                return self
-            time.sleep(0.1)
-        self.stop(signal.SIGKILL)
-        raise S3ServerError(f"no answer at {self.url}; its log ends:\n{(self.root / 'proxy.log').read_text()[-2000:]}")
+        # The proxy shuns for a minute whom it has failed to reach a few times, so it begins when the others serve.
+        for kind in _STORES:
+            self._launch(kind)
+        for offset, kind in enumerate(_STORES, start=1):
+            self._wait(kind, partial(_accepts, self.port + offset))
+        self._launch("proxy")
+        self._wait("proxy", self._answers)
+        return self
 
     def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
         """End all processes and wait for them; SIGKILL leaves the data as a crash would."""
@@ -77,6 +76,21 @@ class S3Server:
         for process in self._processes:
             process.wait(timeout=20)
         self._processes.clear()
+
+    def _launch(self, kind: str) -> None:
+        with (self.root / f"{kind}.log").open("ab") as log:
+            command = [self.bin_folder / f"swift-{kind}-server", self._etc / f"{kind}.conf"]
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+
+    def _wait(self, kind: str, serves: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and all(process.poll() is None for process in self._processes):
+            if serves():
+                return
+            time.sleep(0.1)
+        self.stop(signal.SIGKILL)
+        log = (self.root / f"{kind}.log").read_text()
+        raise S3ServerError(f"{kind} does not serve for {self.url}; its log ends:\n{log[-2000:]}")
 
     def _answers(self) -> bool:
         try:
@@ -123,6 +137,14 @@ class S3Server:
         for arguments in (["create", "4", "1", "0"], ["add", f"r1z1-127.0.0.1:{port}/d1", "1"], ["rebalance"]):
             command: list[str | Path] = [self.bin_folder / "swift-ring-builder", builder, *arguments]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _accepts(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _free_ports(count: int) -> int:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from llmforge.cli.local_job import LocalJob, resolve_locally
 from llmforge.cli.places import cache_folder
-from llmforge.cli.train import DisplayHandler
 from llmforge.config.job import JobConfig
 from llmforge.config.sizing import size_job
 from llmforge.dataset.prepared import PreparedDataset, find_prepared, read_inputs
+from llmforge.metrics.loggers import MessageHandler
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage
 
@@ -41,7 +41,7 @@ class PreparedJob:
 def prepare_data(submitted: JobConfig) -> PreparedJob:
     """Run the data stage, or find its result; shows its progress on stderr. Raises `LlmforgeError`."""
     with ProgressDisplay() as display:
-        logging.getLogger("llmforge").handlers = [DisplayHandler(display)]
+        logging.getLogger("llmforge").handlers = [MessageHandler(display.message)]
         if submitted.accelerator == "auto":
             logger.info("accelerator: auto; planned as for GPUs, training looks whether there are any")
         local = resolve_locally(submitted)

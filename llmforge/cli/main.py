@@ -140,6 +140,19 @@ def chat(
     run_chat(source, checkpoint, system=system, max_tokens=max_tokens, temperature=temperature)
 
 
+@app.command()
+def checkpoints(
+    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read all bytes; exit code 1 when any is wrong.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for other programs.")] = False,
+) -> None:
+    """List the checkpoints of a run: step, loss, size, and whether they are complete."""
+    from llmforge.cli.checkpoints import run_checkpoints
+
+    if not run_checkpoints(source, verify=verify, as_json=as_json):
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def version(show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
     """Options before any command."""

@@ -1,25 +1,23 @@
 """`llmforge train`: load the job, show the run, say where the model is."""
 
 import logging
+import os
+import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import typer
+
 from llmforge.cli.places import cache_folder
 from llmforge.cli.validate import load_checked_job
+from llmforge.metrics.loggers import MessageHandler
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 
-
-class DisplayHandler(logging.Handler):
-    """Log lines that do not tear the progress display."""
-
-    def __init__(self, display: ProgressDisplay) -> None:
-        super().__init__()
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._display.message(self.format(record))
+SIGNAL_EXIT = 128
+"""Plus the number of the signal: what shells and job systems expect of a process that a signal has ended."""
 
 
 def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose: bool) -> None:
@@ -28,7 +26,7 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
     job = load_checked_job(str(job_file), overrides)
     with ProgressDisplay() as display:
         package_logger = logging.getLogger("llmforge")
-        package_logger.handlers = [DisplayHandler(display)]
+        package_logger.handlers = [MessageHandler(display.message)]
         with timer.phase("imports and start of Ray"):
             display.phase("starting Ray")
             from llmforge.train.cluster import start_ray
@@ -41,15 +39,33 @@ def run_train(job_file: Path, overrides: Sequence[str], *, resume: bool, verbose
             from llmforge.train.run_report import use_commands
 
         request = RunRequest(job, job_file.read_text(encoding="utf-8"), cache_folder(), resume=resume, verbose=verbose)
-        result = run_training(request, display, timer)
+        try:
+            result = run_training(request, display, timer)
+        except KeyboardInterrupt:
+            display.message("left at once; --resume goes on from the latest complete checkpoint")
+            _leave_now()
     if verbose:
         display.message(timer.report())
+    if result.stopped_by is not None:
+        name = result.run_uri.rpartition("/")[2]
+        display.message(f"stopped at step {result.latest.step}, saved as {result.latest.name}")
+        display.message(f"go on: llmforge train {job_file} run_name={name} --resume")
+        raise typer.Exit(SIGNAL_EXIT + result.stopped_by)
     best_loss = result.best.eval_loss
     loss = "" if best_loss is None else f", validation loss {best_loss:.4f}"
     display.message(f"best checkpoint: {result.run_uri}/checkpoints/{result.best.name} (step {result.best.step}{loss})")
     display.message(f"report: {result.run_uri}/report.html")
     for purpose, command in use_commands(result.run_uri).items():
         display.message(f"{purpose.lower()}: {command}")
+
+
+def _leave_now() -> None:
+    """End this process and Ray's; a thread of the run may still wait for workers and would keep a usual exit."""
+    import ray
+
+    ray.shutdown()
+    sys.stderr.flush()
+    os._exit(SIGNAL_EXIT + signal.SIGINT)
 
 
 def _import_run() -> None:

@@ -82,12 +82,16 @@ def find_refusal(job: JobConfig) -> Finding | None:
     )
 
 
+_NOT_IN_DIGEST = {"run_name", "deepspeed", "max_failures", "stall_timeout_seconds", "storage_timeout_seconds"}
+
+
 def job_digest(job: JobConfig) -> str:
     """Eight hexadecimal digits that name a submitted job: they end the default names of its runs.
 
-    Neither `run_name` counts nor the DeepSpeed section, which may still stand in a file.
+    What does not count: `run_name`, the DeepSpeed section, which may still stand in a file, and what changes nothing of
+    the training itself.
     """
-    text = job.model_dump_json(exclude={"run_name", "deepspeed"})
+    text = job.model_dump_json(exclude=_NOT_IN_DIGEST)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 

@@ -62,7 +62,12 @@ class RunKeys(StrictModel):
     worker_resources: Resources | None = None
     """Ray resources of every worker, such as `accelerator_type:A10G: 0.001`. Default: none beyond its device."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Restarts from the latest complete checkpoint after a failure."""
+    """Restarts from the latest complete checkpoint after a failure; the loss of a node that was announced to go does
+    not count."""
+    stall_timeout_seconds: Annotated[float, Field(ge=5)] | None = 900
+    """Restart the workers when no rank has moved for so long, and report phase and stacks of all; `null`: never."""
+    storage_timeout_seconds: Annotated[float, Field(ge=0)] = 1800
+    """How long a run goes on trying when the object store does not answer; training goes on meanwhile."""
     output_dir: Annotated[str, Field(min_length=1)] = "./runs"
     """Local folder or `s3://` uri under which the run gets its folder."""
     run_name: Annotated[str, Field(pattern=PLAIN_NAME, max_length=128, examples=["support-bot-3"])] | None = None

@@ -11,15 +11,14 @@ from typing import cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from llmforge.checkpoint.names import FOLDER, is_checkpoint_name
-from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.checkpoint.find import find_checkpoint
+from llmforge.checkpoint.names import FOLDER
+from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
-from llmforge.errors import CheckpointError
 from llmforge.models.folder import model_folder, read_tokenizer_json
 from llmforge.models.load import Attention, Precision, load_adapter, load_base_model, load_tokenizer
-from llmforge.storage.base import open_storage
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 OPTIMIZER_PREFIX = "optimizer/"
@@ -64,20 +63,6 @@ def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> Trained
         job=job,
         checkpoint=info,
     )
-
-
-def find_checkpoint(uri: str, checkpoint: str) -> tuple[CheckpointStore, CheckpointInfo]:
-    """The store of a run and one of its checkpoints; `uri` is the run's folder or the checkpoint's own."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    run, _, folder = parent.rpartition("/")
-    if is_checkpoint_name(name) and folder == FOLDER:
-        uri, checkpoint = run or ("/" if parent.startswith("/") else "."), name
-    store = CheckpointStore(open_storage(uri))
-    if not store.list():
-        raise CheckpointError(
-            f"{uri}: no complete checkpoint; expected the folder of a run (with {FOLDER}/ in it) or of one checkpoint"
-        )
-    return store, store.resolve(checkpoint)
 
 
 def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:

@@ -16,13 +16,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from llmforge.errors import StorageError
 
 logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+"""In a run's folder, and in each of its checkpoints up to its step."""
 
 
 class Logger(Protocol):
@@ -73,6 +76,17 @@ class JsonlLogger:
 
     def close(self) -> None:
         self._file.close()
+
+
+class MessageHandler(logging.Handler):
+    """Hands log lines on as messages to a person."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(self.format(record))
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -18,11 +18,13 @@ from llmforge.errors import StorageError
 from llmforge.storage import files
 from llmforge.storage.local import LocalStorage
 from llmforge.storage.s3 import S3Storage
-from llmforge.storage.types import NotFoundError, StoredFile
+from llmforge.storage.types import ExistsError, NotFoundError, PassingError, StoredFile
 from llmforge.storage.uri import is_s3, join_uri
 
 __all__ = [
+    "ExistsError",
     "NotFoundError",
+    "PassingError",
     "Storage",
     "StoredFile",
     "check_writable",
@@ -43,8 +45,12 @@ class Storage(Protocol):
     def root_uri(self) -> str:
         """The address that opens this storage again."""
 
-    def upload(self, source: Path, key: str) -> None:
-        """Store the bytes of a local file, in place of any that stood there."""
+    def upload(self, source: Path, key: str, *, replace: bool = True) -> None:
+        """Store the bytes of a local file, in place of any that stood there.
+
+        Without `replace`, raises `ExistsError` where a file with other bytes stands; the same bytes are as good as
+        stored. That is no lock: not every server keeps two writers at the same moment apart.
+        """
 
     def download(self, key: str, target: Path) -> None:
         """Bring one file to a local path, whole or not at all. Raises `NotFoundError`."""
@@ -54,6 +60,12 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove one file; one that is not there is as good as removed."""
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        """Forget what uploads into the folder `prefix` and below it have begun and not ended, so that it takes no room.
+
+        One that is still at work there fails, or begins again.
+        """
 
 
 def open_storage(uri: str) -> Storage:
@@ -68,15 +80,15 @@ def read_bytes(storage: Storage, key: str) -> bytes:
         return file.read_bytes()
 
 
-def write_bytes(storage: Storage, key: str, data: bytes) -> None:
-    """Store one small file."""
+def write_bytes(storage: Storage, key: str, data: bytes, *, replace: bool = True) -> None:
+    """Store one small file, as `Storage.upload` does."""
     with _scratch_file() as file:
         file.write_bytes(data)
-        storage.upload(file, key)
+        storage.upload(file, key, replace=replace)
 
 
 def check_writable(storage: Storage) -> None:
-    """Write, list, read and delete a few bytes, so that what no retry would cure shows before the work begins.
+    """Do everything with a few bytes, so that what no retry would cure shows before the work begins.
 
     Raises `StorageError`.
     """
@@ -87,6 +99,7 @@ def check_writable(storage: Storage) -> None:
     listed = [file.key for file in storage.list(folder)]
     read = read_bytes(storage, key) if key in listed else b""
     storage.delete(key)
+    storage.discard_unfinished(folder)
     if read != written:
         found = "reads differently" if key in listed else "is not listed"
         raise StorageError(

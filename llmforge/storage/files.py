@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,9 @@ _ADVICE = {
     errno.EIO: "The disk reports a fault: look at the system log before trusting anything on it.",
 }
 
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems say that have no second name for a file."""
+
 
 @contextmanager
 def explained(action: str, place: object) -> Iterator[None]:
@@ -52,13 +56,19 @@ def explain(action: str, place: object, error: OSError) -> StorageError:
 
 
 @contextmanager
-def atomic_target(target: Path) -> Iterator[Path]:
-    """Give the block a path to write; when it ends well the file stands at `target`, on disk, else nothing does."""
+def atomic_target(target: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Give the block a path to write; when it ends well the file stands at `target`, on disk, else nothing does.
+
+    Without `replace`, raises `FileExistsError` where a file stood already.
+    """
     partial = _reserve(target)
     try:
         yield partial
         _flush(partial)
-        os.replace(partial, target)
+        if replace:
+            os.replace(partial, target)
+        else:
+            _place_new(partial, target)
     finally:
         partial.unlink(missing_ok=True)
     _flush(target.parent)
@@ -81,6 +91,39 @@ def sha256_of(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Free space of the file system on which `path` is, or would be made, as far as this user may fill it."""
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    with explained("ask for the free space", existing):
+        return shutil.disk_usage(existing).free
+
+
+def check_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Raise `StorageError` when `purpose` needs more than is free where `folder` is, or would be made."""
+    found_bytes = free_bytes(folder)
+    if found_bytes < needed_bytes:
+        raise StorageError(
+            f"{folder}: {_gib(found_bytes)} are free on its disk, but {purpose} needs {_gib(needed_bytes)}, because"
+            " files are written here before they are sent on. Free some space, or choose another folder."
+        )
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _place_new(partial: Path, target: Path) -> None:
+    """Give a file its name if that is free, by one step of the file system where it has one for that."""
+    try:
+        os.link(partial, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        os.replace(partial, target)
 
 
 def _reserve(target: Path) -> Path:

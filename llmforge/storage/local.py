@@ -6,6 +6,7 @@ Files appear whole or not at all (`files.atomic_target`) and survive a power cut
 from __future__ import annotations
 
 import builtins
+import filecmp
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from llmforge.storage.files import atomic_target, explained
-from llmforge.storage.types import NotFoundError, StoredFile
+from llmforge.storage.types import ExistsError, NotFoundError, StoredFile
 from llmforge.storage.uri import check_key, is_partial, local_path
 
 
@@ -31,10 +32,17 @@ class LocalStorage:
     def root_uri(self) -> str:
         return str(self.root)
 
-    def upload(self, source: Path, key: str) -> None:
+    def upload(self, source: Path, key: str, *, replace: bool = True) -> None:
         target = self.root / check_key(key)
-        with explained("write the file", target), atomic_target(target) as partial:
-            shutil.copyfile(source, partial)
+        with explained("write the file", target):
+            try:
+                with atomic_target(target, replace=replace) as partial:
+                    shutil.copyfile(source, partial)
+            except FileExistsError as error:
+                if replace or not target.is_file():
+                    raise
+                if not filecmp.cmp(source, target, shallow=False):
+                    raise ExistsError.of(str(target), source) from error
 
     def download(self, key: str, target: Path) -> None:
         source = self.root / check_key(key)
@@ -58,6 +66,14 @@ class LocalStorage:
         with explained("delete the file", path):
             path.unlink(missing_ok=True)
             self._remove_empty_folders(path.parent)
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        folder = self.root / check_key(prefix) if prefix else self.root
+        with explained("remove unfinished files", folder):
+            for parent, _, names in os.walk(folder, topdown=False, onerror=_raise_unless_gone):
+                for name in filter(is_partial, names):
+                    Path(parent, name).unlink(missing_ok=True)
+                self._remove_empty_folders(Path(parent))
 
     def _described(self, path: Path) -> builtins.list[StoredFile]:
         """The file as one entry; none when another process removed it since it was listed."""

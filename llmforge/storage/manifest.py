@@ -8,9 +8,8 @@ puts a name of its own into the prefix. What the files mean is not known here.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -18,15 +17,13 @@ from llmforge.errors import StorageError
 from llmforge.storage import files
 from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
 from llmforge.storage.local import LocalStorage
+from llmforge.storage.parallel import in_parallel
 from llmforge.storage.uri import check_key, is_partial, join_key, join_uri
 
 MANIFEST_NAME = "manifest.json"
 
 _NUM_FILES_AT_ONCE = 2
 """As fast as more, at less memory: each file is itself sent in several parts at once."""
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 class FileRecord(BaseModel):
@@ -87,7 +84,7 @@ def commit_folder(storage: Storage, prefix: str, local_folder: Path, metadata: M
     if existing is None:
         records = upload_files(storage, prefix, local_folder)
         return write_manifest(storage, join_key(prefix, MANIFEST_NAME), records, metadata)
-    if existing.files != _in_parallel(lambda item: FileRecord.of(*item), _files_of(local_folder)):
+    if existing.files != folder_records(local_folder):
         raise AlreadyCommittedError(
             f"{join_uri(storage.root_uri, prefix)}: holds a complete folder with other files than {local_folder}."
             " Use that one, or remove it first."
@@ -95,26 +92,55 @@ def commit_folder(storage: Storage, prefix: str, local_folder: Path, metadata: M
     return existing
 
 
-def upload_files(storage: Storage, prefix: str, local_folder: Path) -> tuple[FileRecord, ...]:
-    """Upload all files of a local folder, without a manifest; their records, sorted by path."""
+def folder_records(local_folder: Path) -> tuple[FileRecord, ...]:
+    """The records of all files of a local folder, sorted by path."""
+
+    def record_of(item: tuple[Path, str]) -> FileRecord:
+        file, path = item
+        with files.explained("read the file", file):
+            return FileRecord.of(file, path)
+
+    return in_parallel(record_of, _files_of(local_folder), _NUM_FILES_AT_ONCE)
+
+
+def upload_files(
+    storage: Storage,
+    prefix: str,
+    local_folder: Path,
+    *,
+    stored: Collection[FileRecord] = (),
+    on_upload: Callable[[FileRecord], None] = lambda record: None,
+) -> tuple[FileRecord, ...]:
+    """Upload all files of a local folder, without a manifest; their records, sorted by path.
+
+    Those in `stored` are there already and are not sent. `on_upload` is told each other one as soon as it is there; it
+    may be called by several threads at once.
+    """
 
     def upload(item: tuple[Path, str]) -> FileRecord:
         file, path = item
         with files.explained("read the file", file):
             record = FileRecord.of(file, path)
-        storage.upload(file, join_key(prefix, path))
+        if record not in stored:
+            storage.upload(file, join_key(prefix, path))
+            on_upload(record)
         return record
 
-    return _in_parallel(upload, _files_of(local_folder))
+    return in_parallel(upload, _files_of(local_folder), _NUM_FILES_AT_ONCE)
 
 
 def write_manifest(
-    storage: Storage, key: str, records: Iterable[FileRecord], metadata: Mapping[str, JsonValue]
+    storage: Storage,
+    key: str,
+    records: Iterable[FileRecord],
+    metadata: Mapping[str, JsonValue],
+    *,
+    replace: bool = True,
 ) -> Manifest:
-    """Store a manifest; returns it as any reader will see it."""
+    """Store a manifest, with `replace` as in `Storage.upload`; returns it as any reader will see it."""
     manifest = Manifest(files=tuple(sorted(records, key=lambda record: record.path)), metadata=dict(metadata))
     data = manifest.model_dump_json(indent=1).encode()
-    write_bytes(storage, key, data)
+    write_bytes(storage, key, data, replace=replace)
     return Manifest.model_validate_json(data)
 
 
@@ -164,7 +190,7 @@ def local_folder(
     folder = storage.root / prefix
 
     def verify(record: FileRecord) -> str | None:
-        return _problem_of(folder / record.path, record)
+        return problem_of(folder / record.path, record)
 
     _check_files(str(folder), manifest, paths, verify)
     return folder
@@ -206,7 +232,7 @@ def _check_files(
             f"{folder_uri}: has no {', '.join(unknown)}; it holds {', '.join(record.path for record in manifest.files)}"
         )
     wanted = [record for record in manifest.files if paths is None or record.path in paths]
-    problems = [problem for problem in _in_parallel(problem_of, wanted) if problem is not None]
+    problems = [problem for problem in in_parallel(problem_of, wanted, _NUM_FILES_AT_ONCE) if problem is not None]
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise DamagedError(
@@ -215,8 +241,8 @@ def _check_files(
         )
 
 
-def _problem_of(file: Path, record: FileRecord) -> str | None:
-    """What is wrong with a local file, if anything."""
+def problem_of(file: Path, record: FileRecord) -> str | None:
+    """What is wrong with a local file, if anything: one line. Reads it whole."""
     if not file.is_file():
         return f"{record.path}: missing"
     try:
@@ -265,14 +291,3 @@ def _files_of(folder: Path) -> list[tuple[Path, str]]:
             " Remove the file, or give it another name."
         )
     return sorted(((file, path) for file, path in found if not is_partial(path)), key=lambda item: item[1])
-
-
-def _in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> tuple[_Result, ...]:
-    """The results in the order of the items. The first error ends it: what has not begun then never does."""
-    with ThreadPoolExecutor(_NUM_FILES_AT_ONCE) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            return tuple(future.result() for future in futures)
-        finally:
-            for future in futures:
-                future.cancel()

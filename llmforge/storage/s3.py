@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boto3.exceptions import Boto3Error, S3UploadFailedError
+from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from boto3.session import Session
 from botocore.config import Config
@@ -25,21 +25,28 @@ from s3transfer.exceptions import S3DownloadFailedError
 
 from llmforge.errors import StorageError
 from llmforge.storage import files, s3_errors
-from llmforge.storage.types import StoredFile
+from llmforge.storage.s3_multipart import NUM_PARTS_AT_ONCE, PART_BYTES, discard_uploads, sends_checksums
+from llmforge.storage.s3_upload import Upload
+from llmforge.storage.types import PassingError, StoredFile
 from llmforge.storage.uri import check_key, join_key, join_uri, split_s3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
-
-_CHUNK_BYTES = 32 << 20
-_MAX_CHUNKS = 9000
-"""S3 allows 10 000 parts."""
 
 _CLIENT_CONFIG = Config(
     retries={"mode": "standard", "total_max_attempts": 4},
     connect_timeout=10,
     read_timeout=60,
     max_pool_connections=16,
+)
+
+_UNSIGNED_CONFIG = Config(s3={"payload_signing_enabled": False})
+
+_DOWNLOAD_CONFIG = TransferConfig(
+    multipart_threshold=PART_BYTES,
+    multipart_chunksize=PART_BYTES,
+    max_concurrency=NUM_PARTS_AT_ONCE,
+    preferred_transfer_client="classic",  # the other one (CRT) fails with custom endpoints
 )
 
 _CODES_WITHOUT_CAUSE = frozenset({"301", "400", "403", "404"})
@@ -73,11 +80,16 @@ class S3Storage:
     def root_uri(self) -> str:
         return join_uri(f"s3://{self.bucket}", self.prefix)
 
-    def upload(self, source: Path, key: str) -> None:
+    def upload(self, source: Path, key: str, *, replace: bool = True) -> None:
         with files.explained("read the file", source):
             size_bytes = source.stat().st_size
-        with self._explained("upload", key):
-            self._client.upload_file(str(source), self.bucket, self._name(key), Config=_transfer_config(size_bytes))
+        upload = Upload(self._client, self.bucket, self._name(key), self._uri(key), source, size_bytes)
+        try:
+            with self._explained("upload", key):
+                upload.run(replace=replace)
+        except PassingError as error:
+            error.made_progress = upload.made_progress
+            raise
         stored_bytes = self.describe(key).size_bytes
         if stored_bytes != size_bytes:
             raise StorageError(
@@ -87,7 +99,7 @@ class S3Storage:
 
     def download(self, key: str, target: Path) -> None:
         with self._explained("download", key), files.atomic_target(target) as partial:
-            self._client.download_file(self.bucket, self._name(key), str(partial), Config=_transfer_config(0))
+            self._client.download_file(self.bucket, self._name(key), str(partial), Config=_DOWNLOAD_CONFIG)
 
     def list(self, prefix: str = "") -> builtins.list[StoredFile]:
         folder = join_key(self.prefix, check_key(prefix) if prefix else "")
@@ -109,6 +121,11 @@ class S3Storage:
         with self._explained("delete", key):
             self._client.delete_object(Bucket=self.bucket, Key=self._name(key))
 
+    def discard_unfinished(self, prefix: str = "") -> None:
+        folder = join_key(self.prefix, check_key(prefix) if prefix else "")
+        with self._explained("discard unfinished uploads", prefix):
+            discard_uploads(self._client, self.bucket, f"{folder}/" if folder else "")
+
     def describe(self, key: str) -> ObjectFacts:
         """Size and version of one object, by one request. Raises `NotFoundError`."""
         with self._explained("read", key):
@@ -118,7 +135,7 @@ class S3Storage:
     @cached_property
     def _client(self) -> S3Client:
         try:
-            return Session().client("s3", config=_CLIENT_CONFIG)
+            return _new_client()
         except ValueError as error:
             raise StorageError(
                 f"{self.root_uri}: {error}. Check AWS_ENDPOINT_URL, such as http://host:9000."
@@ -142,9 +159,7 @@ class S3Storage:
             raise files.explain(f"{action} on this machine's side", self._uri(key), error) from error
 
     def _cause(self, error: s3_errors.SdkError) -> s3_errors.SdkError:
-        """The error that tells most: of an upload the server's answer, of an answer without a body a listing's."""
-        if isinstance(error, S3UploadFailedError) and isinstance(error.__context__, ClientError):
-            return error.__context__
+        """The error that tells most: of an answer without a body, that of a listing."""
         if s3_errors.error_code(error) not in _CODES_WITHOUT_CAUSE:
             return error
         try:
@@ -157,11 +172,14 @@ class S3Storage:
         return str(self._client.meta.endpoint_url) if "_client" in self.__dict__ else "not known yet"
 
 
-def _transfer_config(size_bytes: int) -> TransferConfig:
-    """Parts of 32 MiB, or larger where there would be too many. The other client (CRT) fails with custom endpoints."""
-    return TransferConfig(
-        multipart_threshold=_CHUNK_BYTES,
-        multipart_chunksize=max(_CHUNK_BYTES, -(-size_bytes // _MAX_CHUNKS)),
-        max_concurrency=4,
-        preferred_transfer_client="classic",
-    )
+def _new_client() -> S3Client:
+    """A client that takes no SHA-256 of what it sends for the signature, as long as it sends a checksum of it.
+
+    That is boto3's own rule for https. Over plain http it takes one all the same, which halves the speed of uploads and
+    guards nothing: whoever can change requests there can change the answers to downloads, which nobody signs.
+    """
+    session = Session()
+    client = session.client("s3", config=_CLIENT_CONFIG)
+    if not sends_checksums(client):
+        return client
+    return session.client("s3", config=_CLIENT_CONFIG.merge(_UNSIGNED_CONFIG))

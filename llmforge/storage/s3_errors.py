@@ -20,8 +20,9 @@ _MISSING = frozenset({"NoSuchKey", "404", "NotFound"})
 
 _DENIED = (
     "the server denies access",
-    "These credentials need s3:ListBucket on the bucket and s3:GetObject, s3:PutObject, s3:DeleteObject and"
-    " s3:AbortMultipartUpload on its objects; or use other credentials.",
+    "These credentials need s3:ListBucket and s3:ListBucketMultipartUploads on the bucket, and s3:GetObject,"
+    " s3:PutObject, s3:DeleteObject, s3:ListMultipartUploadParts and s3:AbortMultipartUpload on its objects; or use"
+    " other credentials.",
 )
 _EXPIRED = (
     "the temporary credentials have expired or are not valid",
@@ -31,8 +32,22 @@ _WRONG_REGION = (
     "the bucket is in another region",
     "Set AWS_DEFAULT_REGION to the region of the bucket, or AWS_ENDPOINT_URL to its server.",
 )
-_PASSING = frozenset({"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"})
+_PASSING = frozenset(
+    {
+        "SlowDown",
+        "ServiceUnavailable",
+        "InternalError",
+        "RequestTimeout",
+        "OperationAborted",
+        "ConditionalRequestConflict",
+        "500",
+        "502",
+        "503",
+        "504",
+    }
+)
 _CHANGED = ("the object was changed while it was being read", "Try again once nobody writes it.")
+_RIVAL = ("another write to the same object is under way", "Try again once it has ended.")
 _OVERLOADED = ("the server is overloaded or out of order", "Try again later.")
 
 _ANSWERS: dict[str, tuple[str, str]] = {
@@ -68,6 +83,8 @@ _ANSWERS: dict[str, tuple[str, str]] = {
         "the server does not understand checksums that follow the data",
         "Set AWS_REQUEST_CHECKSUM_CALCULATION=when_required on all nodes.",
     ),
+    "OperationAborted": _RIVAL,
+    "ConditionalRequestConflict": _RIVAL,
     "SlowDown": _OVERLOADED,
     "ServiceUnavailable": _OVERLOADED,
     "InternalError": _OVERLOADED,

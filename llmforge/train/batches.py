@@ -78,7 +78,12 @@ class TrainingBatches:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the samples; the last one may be partly empty."""
-        return -(-len(self._reader) // int(np.prod(self._shape)))
+        return -(-len(self._reader) // self.sequences_per_step)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Of the global batch."""
+        return int(np.prod(self._shape))
 
     @property
     def num_trained_tokens(self) -> int:

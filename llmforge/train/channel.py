@@ -1,6 +1,8 @@
-"""What the workers tell the driver while a run lasts: metrics, phases and messages, through one small Ray actor.
+"""What workers and driver tell each other while a run lasts, through one small Ray actor beside the driver.
 
-`ray.train.report` is not used for this: it makes every rank wait until the controller has polled, about once a second.
+Workers send events (metrics, phases, messages) and beats, which say where each rank is; the answer to a beat is what
+the driver asks of them. `ray.train.report` is not used for this: it makes every rank wait until the controller has
+polled, about once a second.
 """
 
 import threading
@@ -9,25 +11,54 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from llmforge.train.requests import Request
 
 POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened in the run, sent by rank 0."""
+    """One thing that happened in the run, sent by rank 0 or by Ray Train's controller."""
 
-    kind: Literal["phase", "started", "metrics", "checkpoint", "timing"]
+    kind: Literal["phase", "message", "started", "metrics", "checkpoint", "timing", "failure", "stopped"]
     step: int = 0
     text: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Beat:
+    """Where one rank is."""
+
+    group: int
+    """Which start of the workers, counted from 1."""
+    rank: int
+    num_workers: int
+    phase: str
+    step: int
+    progress: int
+    """Grows with every phase that the rank enters."""
+    is_watched: bool
+    """False in a phase that may take any time, or that ends by a deadline of its own."""
+    node_id: str
+    pid: int
+    process_started_at: float
+    """With the pid it names one process, also when the system has given the pid to another."""
+    stack_file: str
+    """On the rank's node: where its process writes its stacks on SIGUSR1."""
+
+
 class Mailbox:
-    """Keeps events until the driver fetches them. Runs as an actor."""
+    """Keeps what was sent until it is fetched. Runs as an actor."""
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._beats: dict[int, Beat] = {}
+        self._request = Request()
+        self._num_groups = 0
+        self._is_group_alive = False
 
     def put(self, event: Event) -> None:
         """Add an event."""
@@ -37,6 +68,33 @@ class Mailbox:
         """All events since the last call, in order."""
         events, self._events = self._events, []
         return events
+
+    def begin_group(self) -> int:
+        """A worker group has started; its number, counted from 1."""
+        self._num_groups += 1
+        self._is_group_alive = True
+        self._beats = {}
+        self._request = Request(stop=self._request.stop)
+        return self._num_groups
+
+    def end_group(self) -> None:
+        """The newest worker group has failed: what its ranks may still say does not count."""
+        self._is_group_alive = False
+        self._beats = {}
+
+    def beat(self, beat: Beat) -> Request:
+        """Keep the beat of a rank of the newest worker group, and tell what is asked of all."""
+        if self._is_group_alive and beat.group == self._num_groups:
+            self._beats[beat.rank] = beat
+        return self._request
+
+    def beats(self) -> list[Beat]:
+        """The last beat of every rank of the newest worker group."""
+        return list(self._beats.values())
+
+    def ask(self, request: Request) -> None:
+        """From now on this is asked of the workers."""
+        self._request = request
 
 
 class Sender:
@@ -48,7 +106,7 @@ class Sender:
         self._last_put: Any = None
 
     def send(self, event: Event) -> None:
-        """Send without waiting."""
+        """Send without waiting. May be called from any thread."""
         if self._rank == 0:
             self._last_put = self._mailbox.put.remote(event)
 
@@ -66,7 +124,9 @@ class Receiver:
     """The driver's end: a thread that hands every event to `handle`, in order, until the context is left."""
 
     def __init__(self, handle: Callable[[Event], None]) -> None:
-        self.mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        # Beside the driver, so that the loss of another node cannot take it away.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._handle = handle
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="llmforge-events", daemon=True)

@@ -2,74 +2,192 @@
 
 In: the engine and the trainer state. Out: a committed folder in the run's storage: Hugging Face weights at its top (so
 that `from_pretrained` loads it), the tokenizer with the chat template, the resolved job, and what resuming needs.
-Storage and the commit rule are `llmforge.checkpoint`'s; this module knows what belongs inside.
+
+The training waits while the tensors are copied to the memory of the host; writing, hashing and uploading go on beside
+it. Rank 0 commits once all ranks have uploaded, which it sees in the storage itself. Storage, staging and the commit
+rule are `llmforge.checkpoint`'s; this module knows what belongs inside.
 """
 
-import shutil
-import tempfile
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from peft import PeftModel
+from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llmforge.checkpoint.names import checkpoint_name, new_attempt_id
+from llmforge.checkpoint.names import attempt_word, checkpoint_name
+from llmforge.checkpoint.queue import CAPACITY, SaveQueue
+from llmforge.checkpoint.staging import StagedPart, Staging
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
-from llmforge.train.engine import TrainingEngine
+from llmforge.errors import CheckpointError
+from llmforge.metrics.loggers import METRICS_FILE
+from llmforge.storage.files import check_free_space
+from llmforge.train.engine import OptimizerState, TrainingEngine
+from llmforge.train.loop import Supervision
 from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
+_SMALL_FILES_BYTES = 64 << 20
+"""Room for tokenizer, metrics and the like."""
+_FIRST_POLL_SECONDS = 0.05
+_LONGEST_POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint tells of the run beside its tensors."""
+
+    driver_id: str
+    group: int
+    """Which start of the workers."""
+    resolved_job: str
+    data_prefix: str
+    """Of the prepared dataset, which is named by the hash of all that decides it."""
+    sequences_per_step: int
+
+    def metadata(self, state: TrainerState) -> dict[str, JsonValue]:
+        """For the commit record: what is to be known without opening any file."""
+        return {
+            "step": state.step,
+            "eval_loss": state.evaluations[-1].loss if state.is_evaluated() else None,
+            "data": self.data_prefix,
+            "sequences_per_step": self.sequences_per_step,
+        }
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """All that one rank writes of one moment, in the memory of the host."""
+
+    state: TrainerState
+    optimizer: OptimizerState
+    weights: dict[str, torch.Tensor]
+    metrics: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        tensors = (*self.optimizer.tensors.values(), *self.weights.values())
+        return sum(tensor.nbytes for tensor in tensors) + len(self.metrics) + _SMALL_FILES_BYTES
 
 
 @dataclass
 class CheckpointWriter:
-    """Saves checkpoints of one run; `save` is collective."""
+    """Saves checkpoints of one run; `save` is collective. Close it in the end, whatever happened."""
 
     store: CheckpointStore
+    staging: Staging
     engine: TrainingEngine
     tokenizer: PreTrainedTokenizerFast
-    resolved_job: str
+    identity: RunIdentity
+    metrics_file: Path
+    """Of rank 0: the curves up to now."""
     num_to_keep: int
+    supervision: Supervision
+    on_commit: Callable[[CheckpointInfo], None]
+    """Called on rank 0, by the thread that uploads."""
+    resumed_from: Collection[str] = ()
+    _queue: SaveQueue = field(default_factory=SaveQueue)
+    _saved_steps: list[int] = field(default_factory=list)
+    _closed: threading.Event = field(default_factory=threading.Event)
 
-    def save(self, state: TrainerState) -> CheckpointInfo | None:
-        """Write, upload and commit; returns what was committed, on rank 0."""
-        name = checkpoint_name(state.step, str(_from_rank_0(new_attempt_id())))
-        folder = Path(tempfile.mkdtemp(prefix="llmforge-checkpoint-"))
-        try:
-            self._write(folder, state)
-            self.store.upload_rank(name, folder, self.engine.rank)
-        finally:
-            shutil.rmtree(folder)
-        dist.barrier()  # the manifest comes last, when all ranks' files are there
-        return self._commit(name, state) if self.engine.rank == 0 else None
+    def save(self, state: TrainerState) -> None:
+        """Copy what belongs into a checkpoint, and have it written and uploaded. Waits where too much is on its way."""
+        self.supervision.enter("waiting for the upload of earlier checkpoints", state.step, is_watched=False)
+        self._queue.reserve()
+        dist.barrier()  # all ranks wait here for the slowest upload, so that nobody is taken for stalled
+        self.supervision.enter("saving", state.step)
+        attempt = attempt_word(self.identity.driver_id, self.identity.group, self._saved_steps.count(state.step))
+        self._saved_steps.append(state.step)
+        name = checkpoint_name(state.step, attempt)
+        metadata = self.identity.metadata(state)
+        self._queue.submit(partial(self._write, name, self._snapshot(state), metadata), self._upload)
 
-    def _write(self, folder: Path, state: TrainerState) -> None:
+    def check(self) -> None:
+        """Raise what has stopped a save that was begun earlier."""
+        self._queue.check()
+
+    def finish(self) -> None:
+        """Wait until all that was saved is there."""
+        self.supervision.enter("uploading", 0, is_watched=False)
+        self._queue.finish()
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._closed.set()
+        self._queue.close()
+
+    def check_space(self, num_ranks_here: int) -> None:
+        """See before the training that saves fit on the disk of this node, those of its other ranks included.
+
+        Raises `StorageError`.
+        """
+        needed = CAPACITY * num_ranks_here * (self._estimated_bytes() + _SMALL_FILES_BYTES)
+        check_free_space(self.staging.root, needed, f"{CAPACITY} checkpoints on their way")
+
+    def _estimated_bytes(self) -> int:
+        """Of one rank's part: its share of two moments and a master weight, in fp32, and on rank 0 the weights."""
+        count = self.engine.num_trained_parameters
+        weights = count * self.engine.bytes_per_weight if self.engine.rank == 0 else 0
+        return weights + 12 * count // self.engine.num_workers
+
+    def _snapshot(self, state: TrainerState) -> _Snapshot:
         optimizer_state = self.engine.optimizer_state()
-        save_optimizer_state(optimizer_state, folder, self.engine.rank)
-        module = self.engine.module
-        weights = self.engine.weights(trainable_only=isinstance(module, PeftModel))
-        if self.engine.rank != 0:
-            return
-        assert isinstance(module, PeftModel | PreTrainedModel)
-        module.save_pretrained(folder, state_dict=weights)
-        self.tokenizer.save_pretrained(folder)
-        (folder / RESOLVED_JOB_FILE).write_text(self.resolved_job, encoding="utf-8")
         saved = state.model_copy(
-            update={"num_updates": optimizer_state.num_updates, "loss_scaler": optimizer_state.loss_scaler}
+            update={"num_updates": optimizer_state.num_updates, "loss_scaler": optimizer_state.loss_scaler}, deep=True
         )
-        (folder / STATE_FILE).write_text(saved.model_dump_json(indent=2))
+        weights = self.engine.weights(trainable_only=isinstance(self.engine.module, PeftModel))
+        metrics = self.metrics_file.read_bytes() if self.engine.rank == 0 else b""
+        return _Snapshot(saved, optimizer_state, weights, metrics)
 
-    def _commit(self, name: str, state: TrainerState) -> CheckpointInfo:
-        loss = state.evaluations[-1].loss if state.is_evaluated() else None
-        info = self.store.commit(name, self.engine.num_workers, {"step": state.step, "eval_loss": loss})
-        self.store.point("latest", name)
-        self.store.point("best", ranked(self.store.list())[0].name)
-        self.store.retain(self.num_to_keep, protect=[])
-        return info
+    def _write(self, name: str, snapshot: _Snapshot, metadata: dict[str, JsonValue]) -> StagedPart:
+        check_free_space(self.staging.root, snapshot.size_bytes, "a checkpoint")
+        with self.staging.writing(name, self.engine.rank) as folder:
+            save_optimizer_state(snapshot.optimizer, folder, self.engine.rank)
+            if self.engine.rank == 0:
+                self._write_model(snapshot, folder)
+        return self.staging.mark_whole(name, self.engine.rank, self.engine.num_workers, metadata)
+
+    def _write_model(self, snapshot: _Snapshot, folder: Path) -> None:
+        module = self.engine.module
+        assert isinstance(module, PeftModel | PreTrainedModel)
+        module.save_pretrained(folder, state_dict=snapshot.weights)
+        self.tokenizer.save_pretrained(folder)
+        (folder / RESOLVED_JOB_FILE).write_text(self.identity.resolved_job, encoding="utf-8")
+        (folder / STATE_FILE).write_text(snapshot.state.model_dump_json(indent=2))
+        (folder / METRICS_FILE).write_bytes(snapshot.metrics)
+
+    def _upload(self, part: StagedPart) -> None:
+        upload_part(self.store, self.staging, part)
+        if part.record.rank == 0:
+            self._await_other_ranks(part.record.name)
+            info = self.store.commit(part.record.name)
+            publish(self.store, info, self.num_to_keep, protect=self.resumed_from)
+            self.resumed_from = ()
+            self.on_commit(info)
+
+    def _await_other_ranks(self, name: str) -> None:
+        """Until the storage shows what all of them have uploaded. A rank that cannot ends the run, and this wait."""
+        wait_seconds = _FIRST_POLL_SECONDS
+        while len(self.store.uploaded_ranks(name)) < self.engine.num_workers:
+            if self._closed.wait(wait_seconds):
+                raise CheckpointError(f"{name}: left before all ranks had uploaded")
+            wait_seconds = min(2 * wait_seconds, _LONGEST_POLL_SECONDS)
 
 
-def _from_rank_0(value: str) -> object:
-    values: list[object] = [value]
-    dist.broadcast_object_list(values, src=0)
-    return values[0]
+def upload_part(store: CheckpointStore, staging: Staging, part: StagedPart) -> None:
+    """Bring a whole part into the storage; it then needs its place on this node's disk no longer."""
+    record = part.record
+    store.upload_rank(record.name, part.folder, record.rank, record.world_size, record.metadata)
+    staging.remove(record.name, record.rank)
+
+
+def publish(store: CheckpointStore, info: CheckpointInfo, num_to_keep: int, protect: Collection[str] = ()) -> None:
+    """After a commit: have `latest` and `best` name what they mean, and remove what need not be kept."""
+    store.point("latest", info.name)
+    store.point("best", ranked(store.list())[0].name)
+    store.retain(num_to_keep, protect)

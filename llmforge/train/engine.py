@@ -42,6 +42,8 @@ class StepResult:
     learning_rate: float
     num_trained_tokens: int
     num_tokens: int
+    notice: int = 0
+    """The number that rank 0 gave to the step."""
 
 
 @dataclass(frozen=True)
@@ -75,34 +77,52 @@ class TrainingEngine:
         self.num_workers = dist.get_world_size()
 
     @property
+    def num_trained_parameters(self) -> int:
+        """How many numbers are trained, on all ranks together."""
+        return sum(getattr(p, "ds_numel", p.numel()) for _, p in self._trainable())
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """Of a trained weight as the model holds it."""
+        return next(p.element_size() for _, p in self._trainable())
+
+    @property
     def module(self) -> torch.nn.Module:
         """The model itself, as it was given."""
         return cast(torch.nn.Module, self._engine.module)
 
-    def step(self, batches: StepBatches, loss_function: LossFunction, learning_rate: float) -> StepResult:
-        """Forward and backward over the micro-batches, then one update of the weights."""
+    def step(
+        self, batches: StepBatches, loss_function: LossFunction, learning_rate: float, notice: int = 0
+    ) -> StepResult:
+        """Forward and backward over the micro-batches, then one update of the weights.
+
+        The `notice` of rank 0 comes to all ranks with the loss, so that they act upon it after the same step.
+        """
         self._engine.train()
         self._set_learning_rate(learning_rate)
         accumulation = self._engine.gradient_accumulation_steps()
         # DeepSpeed divides by the accumulation steps and averages over the ranks; what remains is the sum over the
         # trained tokens of the global batch divided by their weights, which is their number where all weigh 1.
         scale = self.num_workers * accumulation / (batches.loss_weight or 1.0)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        # Loss and notice; every whole number below 2^53 is itself in double precision.
+        total = torch.tensor([0, notice if self.rank == 0 else 0], dtype=torch.float64, device=self.device)
         grad_norm: float | None = None
         for batch in batches.micro_batches:
             loss = loss_function(self._engine, batch.to(self.device))
-            total += loss.detach()
+            total[0] += loss.detach()
             self._engine.backward(loss * scale)
             if self._engine.is_gradient_accumulation_boundary():
                 grad_norm = self._plain_grad_norm()
             self._engine.step()
         dist.all_reduce(total)
+        loss_sum, agreed_notice = total.tolist()
         return StepResult(
-            loss=total.item() / (batches.loss_weight or 1.0),
+            loss=loss_sum / (batches.loss_weight or 1.0),
             grad_norm=grad_norm if grad_norm is not None else float(self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
             num_trained_tokens=batches.num_trained_tokens,
             num_tokens=batches.num_tokens,
+            notice=int(agreed_notice),
         )
 
     @torch.no_grad()

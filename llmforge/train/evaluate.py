@@ -1,8 +1,9 @@
 """Evaluation on the validation split: the same loss as in training, weighted by tokens."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from llmforge.train.batches import TrainingBatches
+from llmforge.train.batches import Batch, TrainingBatches
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.losses import LossFunction
 
@@ -16,8 +17,18 @@ class EvaluationResult:
     num_trained_tokens: int
 
 
-def evaluate(engine: TrainingEngine, batches: TrainingBatches, loss_function: LossFunction) -> EvaluationResult:
-    """The loss of the model as it stands on all validation batches."""
-    steps = (batches.step(index) for index in range(batches.steps_per_epoch))
-    total = engine.evaluate((batch for step in steps for batch in step.micro_batches), loss_function)
+def evaluate(
+    engine: TrainingEngine,
+    batches: TrainingBatches,
+    loss_function: LossFunction,
+    advance: Callable[[], None] = lambda: None,
+) -> EvaluationResult:
+    """The loss of the model as it stands on all validation batches; `advance` is called at each of them."""
+
+    def counted() -> Iterator[Batch]:
+        for index in range(batches.steps_per_epoch):
+            advance()
+            yield from batches.step(index).micro_batches
+
+    total = engine.evaluate(counted(), loss_function)
     return EvaluationResult(total / batches.loss_weight, batches.num_trained_tokens)

@@ -7,6 +7,7 @@ loss function, never by another loop.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from llmforge.train.batches import TrainingBatches
 from llmforge.train.engine import StepResult, TrainingEngine
 from llmforge.train.evaluate import EvaluationResult
 from llmforge.train.losses import LossFunction
+from llmforge.train.requests import Request
 from llmforge.train.state import Evaluation, TrainerState
 
 
@@ -33,15 +35,44 @@ class LoopPlan:
     early_stopping: EarlyStopping | None
     seed: int
 
-    def evaluation_due(self, step: int) -> bool:
-        """Whether the run is evaluated and saved after this step."""
-        return step % self.evaluation_interval_steps == 0 or step >= self.max_steps
+    def evaluation_due(self, state: TrainerState) -> bool:
+        """Whether the weights as they stand are to be evaluated."""
+        due = self.eval_first if state.step == 0 else self.save_due(state.step)
+        return due and not state.is_evaluated()
+
+    def save_due(self, step: int) -> bool:
+        """Whether there is to be a checkpoint of this step."""
+        return step > 0 and (step % self.evaluation_interval_steps == 0 or step >= self.max_steps)
 
     def is_finished(self, state: TrainerState) -> bool:
         """Whether all steps are done, or validation has stopped improving."""
         stopping = self.early_stopping
         stopped = stopping is not None and state.has_stopped_improving(stopping.patience, stopping.min_delta)
         return stopped or state.step >= self.max_steps
+
+
+class Checkpoints(Protocol):
+    """Saves the run; every rank calls every method, `save` after the same steps."""
+
+    def save(self, state: TrainerState) -> None:
+        """Take a checkpoint of this moment; the rest of the work may go on beside the training."""
+
+    def check(self) -> None:
+        """Raise what has stopped a save that was begun earlier."""
+
+    def finish(self) -> None:
+        """Wait until all that was saved is there."""
+
+
+class Supervision(Protocol):
+    """The way to whoever watches over the run."""
+
+    @property
+    def request(self) -> Request:
+        """What is asked of the run, as far as it is known on this rank."""
+
+    def enter(self, phase: str, step: int, *, is_watched: bool = True) -> None:
+        """Tell where the training is. Not watched is what may take any time, or ends by a deadline of its own."""
 
 
 @dataclass(frozen=True)
@@ -55,28 +86,52 @@ class LoopParts:
     """Step, counted from 1, to learning rate."""
     evaluate: Callable[[], EvaluationResult] | None
     """None without validation data."""
-    save: Callable[[TrainerState], None]
+    checkpoints: Checkpoints
+    supervision: Supervision
     logger: Logger
     peak_memory_bytes: Callable[[], int]
 
 
 def train(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
-    """Take optimizer steps until the plan is finished; `state` moves along, and may come from a checkpoint."""
+    """Take optimizer steps until the plan is finished or a stop is asked for; `state` moves along, and may come from a
+    checkpoint.
+    """
     meter = StepMeter()
-    if plan.eval_first and not state.evaluations:
-        _evaluate(parts, state, plan)
-    while not plan.is_finished(state):
-        started = time.perf_counter()
-        seed_step(plan.seed, state.step, parts.engine.rank)
-        learning_rate = parts.learning_rate(state.step + 1)
-        result = parts.engine.step(parts.batches.step(state.step), parts.loss_function, learning_rate)
-        state.step += 1
-        state.seen_trained_tokens += result.num_trained_tokens
-        meter.add(StepSample(result.num_tokens, result.num_trained_tokens, time.perf_counter() - started))
-        parts.logger.log(_record(result, state, plan, meter, parts.peak_memory_bytes()), state.step)
-        if plan.evaluation_due(state.step):
-            _evaluate(parts, state, plan)
-            parts.save(state)
+    request = Request()
+    saved_step = state.step
+    while True:
+        if parts.evaluate is not None and plan.evaluation_due(state):
+            _evaluate(parts, parts.evaluate, state, plan)
+            saved_step = 0
+        if plan.save_due(state.step) and saved_step != state.step:
+            parts.checkpoints.save(state)
+            saved_step = state.step
+        if plan.is_finished(state):
+            break
+        result = _step(parts, state, plan, meter)
+        parts.checkpoints.check()
+        asked, request = request, Request.from_notice(result.notice)
+        if request != asked:
+            parts.checkpoints.save(state)
+            saved_step = state.step
+            if request.stop:
+                break
+    parts.checkpoints.finish()
+
+
+def _step(parts: LoopParts, state: TrainerState, plan: LoopPlan, meter: StepMeter) -> StepResult:
+    started = time.perf_counter()
+    parts.supervision.enter("reading a batch", state.step + 1)
+    batches = parts.batches.step(state.step)
+    parts.supervision.enter("forward and backward", state.step + 1)
+    seed_step(plan.seed, state.step, parts.engine.rank)
+    learning_rate = parts.learning_rate(state.step + 1)
+    result = parts.engine.step(batches, parts.loss_function, learning_rate, parts.supervision.request.notice)
+    state.step += 1
+    state.seen_trained_tokens += result.num_trained_tokens
+    meter.add(StepSample(result.num_tokens, result.num_trained_tokens, time.perf_counter() - started))
+    parts.logger.log(_record(result, state, plan, meter, parts.peak_memory_bytes()), state.step)
+    return result
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -87,11 +142,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
-def _evaluate(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
-    if parts.evaluate is None:
-        return
+def _evaluate(parts: LoopParts, evaluate: Callable[[], EvaluationResult], state: TrainerState, plan: LoopPlan) -> None:
+    parts.supervision.enter("evaluating", state.step)
     started = time.perf_counter()
-    result = parts.evaluate()
+    result = evaluate()
     state.evaluations.append(Evaluation(step=state.step, loss=result.loss))
     record = {
         "epoch": state.step / plan.steps_per_epoch,

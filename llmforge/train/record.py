@@ -9,17 +9,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from llmforge.checkpoint.names import FOLDER
 from llmforge.errors import StorageError
-from llmforge.metrics.loggers import JsonlLogger, read_metrics
+from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger, read_metrics
 from llmforge.metrics.meters import Record
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
-from llmforge.storage.base import NotFoundError, Storage
+from llmforge.storage.base import Storage
+from llmforge.storage.uri import join_key
 from llmforge.train.channel import Event
 
 logger = logging.getLogger(__name__)
-
-METRICS_FILE = "metrics.jsonl"
 
 
 class RunRecord:
@@ -31,12 +31,10 @@ class RunRecord:
         self._timer = timer
         self._folder = tempfile.TemporaryDirectory(prefix="llmforge-run-")
         self._path = Path(self._folder.name) / METRICS_FILE
-        try:
-            storage.download(METRICS_FILE, self._path)
-        except NotFoundError:
-            self._path.touch()
         self._logger = JsonlLogger(self._path)
         self._records: Sequence[Record] | None = None
+        self.is_stopped = False
+        """Whether the workers left before the last step, as they were asked to."""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -50,10 +48,10 @@ class RunRecord:
                 self._display.phase(event.text)
             case "timing":
                 self._timer.add(event.text, event.metrics["seconds"])
+            case "message":
+                self._display.message(event.text)
             case "started":
-                self._logger.close()
-                is_resumed = event.step > 0
-                self._logger = JsonlLogger(self._path, append=is_resumed, resume_from_step=event.step)
+                self._start(event.step, event.text)
                 self._display.start_training(event.step, int(event.metrics["max_steps"]))
             case "metrics":
                 self._logger.log(event.metrics, event.step)
@@ -61,6 +59,22 @@ class RunRecord:
             case "checkpoint":
                 self._display.message(f"step {event.step}: saved checkpoint {event.text}")
                 self._store()
+            case "failure":
+                self._display.message(f"failure: {event.text}; starting the workers again")
+                self._display.phase("starting workers")
+            case "stopped":
+                self.is_stopped = True
+
+    def _start(self, step: int, checkpoint: str) -> None:
+        """Go on with the records that are in the checkpoint: those of later steps belong to an attempt that is lost."""
+        self._logger.close()
+        if checkpoint:
+            self._display.message(f"resuming {self._storage.root_uri} from step {step} ({checkpoint})")
+            try:
+                self._storage.download(join_key(FOLDER, checkpoint, METRICS_FILE), self._path)
+            except StorageError as error:
+                logger.warning("the curves up to step %d may have gaps: %s", step, error)
+        self._logger = JsonlLogger(self._path, append=bool(checkpoint), resume_from_step=step)
 
     def close(self) -> None:
         """Store what has been recorded; also after a failure."""

@@ -22,25 +22,29 @@ from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.deepspeed import deepspeed_config_of, read_deepspeed
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
-from llmforge.config.resolve import JobFacts, job_digest, resolve_job
+from llmforge.config.resolve import JobFacts, resolve_job
 from llmforge.config.sizing import size_job
 from llmforge.dataset.facts import data_facts
 from llmforge.dataset.job_format import with_imported_format
 from llmforge.dataset.pipeline import prepare
 from llmforge.dataset.preview import preview_rows
 from llmforge.dataset.tokenize import TokenizerText, special_tokens
-from llmforge.errors import CheckpointError, ConfigError
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.models.folder import ModelFiles, model_folder, read_model_files
 from llmforge.prompt.lints import find_lints
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage, write_bytes
+from llmforge.storage.patience import open_patiently
 from llmforge.train.channel import Receiver
 from llmforge.train.cluster import check_resources, cluster_facts, resources_per_worker, start_ray, wait_for_resources
+from llmforge.train.driver_record import take_over
 from llmforge.train.entry import start_worker
-from llmforge.train.failures import StopOnUserError, as_user_error
+from llmforge.train.failures import FailureHandling, as_user_error
+from llmforge.train.interruption import run_interruptibly
 from llmforge.train.record import RunRecord
+from llmforge.train.run_folder import check_continuity, check_run_folder, latest_run_of
 from llmforge.train.run_report import store_report
+from llmforge.train.supervisor import Supervisor
 from llmforge.train.task import WorkerTask
 
 logger = logging.getLogger(__name__)
@@ -68,6 +72,8 @@ class RunResult:
     run_uri: str
     best: CheckpointInfo
     latest: CheckpointInfo
+    stopped_by: int | None = None
+    """The signal that ended it before its last step; None where it went to its end."""
 
 
 def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTimer) -> RunResult:
@@ -84,7 +90,10 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     for lint in find_lints(job.prompt_format, frozenset(special_tokens(model.tokenizer_json))):
         logger.warning("prompt format: %s", lint)
     run_uri = join_uri(job.output_dir, str(job.run_name))
-    _check_run_folder(CheckpointStore(open_storage(run_uri)), run_uri, resume=request.resume)
+    run_storage = open_patiently(run_uri, job.storage_timeout_seconds)
+    checkpoints = CheckpointStore(run_storage)
+    check_run_folder(checkpoints, resume=request.resume)
+    driver = take_over(run_storage)
     display.phase("preparing data")
     with timer.phase("prepare data"):
         prepared = prepare(
@@ -97,8 +106,9 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         )
     display.message(prepared.stats.describe())
     job = size_job(job, prepared.sizes(model.facts.context_length), model.facts.sizes)
+    for checkpoint in checkpoints.list()[-1:]:
+        check_continuity(checkpoint, job, prepared.prefix)
     job_text = job_to_yaml(job, request.job)
-    run_storage = open_storage(run_uri)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
     write_bytes(run_storage, "resolved_job.yaml", job_text.encode())
     display.phase("starting workers")
@@ -113,13 +123,16 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
                 cache_folder=str(request.cache_folder),
                 mailbox=receiver.mailbox,
                 working_folder=str(Path.cwd()),
+                driver=driver,
                 sent_at=time.time(),
             )
-            _fit(job, task)
+            signal_number = _supervised_fit(job, task, run_storage, display)
     finally:
         record.close()
-    checkpoints = CheckpointStore(run_storage)
-    result = RunResult(run_uri, checkpoints.resolve("best"), checkpoints.resolve("latest"))
+    best, latest = checkpoints.resolve("best"), checkpoints.resolve("latest")
+    if record.is_stopped:
+        return RunResult(run_uri, best, latest, stopped_by=signal_number)
+    result = RunResult(run_uri, best, latest)
     rows = preview_rows(job, tokenizer, request.cache_folder)
     encoded = ((row.place, row.encoded.pieces) for row in rows if row.encoded is not None)
     preview = dict(islice(encoded, NUM_REPORTED_EXAMPLES))
@@ -134,7 +147,7 @@ def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, Storage
     job = with_imported_format(read_deepspeed(request.job), model.template, request.cache_folder)
     storage = open_storage(job.output_dir)
     if request.resume and job.run_name is None:
-        job = job.model_copy(update={"run_name": _latest_run_of(job, storage)})
+        job = job.model_copy(update={"run_name": latest_run_of(job, storage)})
     facts = JobFacts(
         has_gpu=cluster.num_gpus > 0,
         started_at=datetime.now(),
@@ -156,31 +169,16 @@ def _with_absolute_folders(job: JobConfig) -> JobConfig:
     return job.model_copy(update={key: str(Path(path).absolute()) for key, path in folders.items()})
 
 
-def _latest_run_of(job: JobConfig, storage: Storage) -> str:
-    """The newest run of this very job: its digest ends the names of its runs, and its time stands before."""
-    names = {file.key.split("/")[0] for file in storage.list() if "/" in file.key}
-    runs = sorted(name for name in names if name.endswith(f"-{job_digest(job)}"))
-    if not runs:
-        known = ", ".join(sorted(names - {"data"})) or "none"
-        raise CheckpointError(
-            f"--resume: {storage.root_uri} holds no run of this job; runs there: {known}. "
-            "Name one with run_name=..., or start without --resume (a changed job is another job)"
-        )
-    return runs[-1]
+def _supervised_fit(job: JobConfig, task: WorkerTask, storage: Storage, display: ProgressDisplay) -> int | None:
+    """Run the workers, watch them, and listen to signals; returns the one that asked to stop, if any."""
+    supervisor = Supervisor(task.mailbox, storage, display.message, job.stall_timeout_seconds)
 
+    def ask_to_stop() -> None:
+        display.message("stopping: the run is saved after the step under way; once more leaves without that")
+        supervisor.ask_to_stop()
 
-def _check_run_folder(store: CheckpointStore, run_uri: str, *, resume: bool) -> None:
-    checkpoints = store.list()
-    if resume and not checkpoints:
-        raise CheckpointError(f"--resume: {run_uri} has no complete checkpoint; start without --resume")
-    if checkpoints and not resume:
-        raise ConfigError(
-            f"run_name: {run_uri} already holds {len(checkpoints)} checkpoints, the latest of step "
-            f"{checkpoints[-1].step}; "
-            "go on with --resume, or choose another run_name"
-        )
-    if resume:
-        logger.info("resuming %s from step %d (%s)", run_uri, checkpoints[-1].step, checkpoints[-1].name)
+    with supervisor:
+        return run_interruptibly(partial(_fit, job, task), ask_to_stop)
 
 
 def _fit(job: JobConfig, task: WorkerTask) -> None:
@@ -198,7 +196,7 @@ def _fit(job: JobConfig, task: WorkerTask) -> None:
                 name=job.run_name,
                 storage_path=ray_folder,
                 failure_config=FailureConfig(max_failures=job.max_failures),
-                callbacks=[StopOnUserError()],
+                callbacks=[FailureHandling(task.mailbox)],
             ),
         )
         try:

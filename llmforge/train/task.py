@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmforge.dataset.prepared import PreparedDataset
+from llmforge.train.driver_record import Driver
 
 
 @dataclass(frozen=True)
@@ -20,5 +21,6 @@ class WorkerTask:
     """Handle of the driver's mailbox actor."""
     working_folder: str
     """Where the driver was started: relative paths of a job count from there."""
+    driver: Driver
     sent_at: float
     """When the driver asked for workers, in seconds since the epoch."""

@@ -7,80 +7,145 @@ which starts it, this is the only place that composes everything.
 
 import logging
 import resource
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
 import deepspeed
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.checkpoint.names import driver_of
+from llmforge.checkpoint.staging import Staging
+from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.dataset.tokenize import special_tokens
+from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger, MessageHandler, MultiLogger
 from llmforge.models.folder import model_folder, read_tokenizer_json
 from llmforge.models.load import Attention, Precision, add_adapter, load_adapter, load_base_model, load_tokenizer
 from llmforge.models.packing import check_examples_stay_apart
 from llmforge.prompt.chat_template import chat_template
-from llmforge.storage.base import open_storage
+from llmforge.storage.base import check_writable
+from llmforge.storage.patience import open_patiently
 from llmforge.train.batches import TrainingBatches
 from llmforge.train.channel import Event, Sender
-from llmforge.train.checkpoints import CheckpointWriter
+from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.losses import next_token_loss
 from llmforge.train.optim import build_optimizer, scheduled_learning_rate
+from llmforge.train.pulse import Pulse
+from llmforge.train.recovery import Restored, finish_or_remove_leftovers, from_rank_0, restore_newest
+from llmforge.train.run_folder import check_continuity
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
 from llmforge.train.task import WorkerTask
 
 _Value = TypeVar("_Value")
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """This rank: what it was told, and its two ways to the driver."""
+
+    job: JobConfig
+    task: WorkerTask
+    group: int
+    """Which start of the workers."""
+    sender: Sender
+    pulse: Pulse
+
+    def begin(self, phase: str, *, is_watched: bool = True) -> None:
+        """Tell the driver, and with it the person, what takes time now."""
+        self.sender.send(Event("phase", text=phase))
+        self.pulse.enter(phase, 0, is_watched=is_watched)
+
+
 def train_worker(task: WorkerTask, start_seconds: Mapping[str, float]) -> None:
     """Entry of a Ray Train worker; `start_seconds` says how long what came before has taken."""
     started = time.perf_counter()
     _quiet_libraries()
-    job = JobConfig.model_validate_json(task.job_json)
     context = ray.train.get_context()
     sender = Sender(task.mailbox, context.get_world_rank())
-    sender.send(Event("phase", text="loading the model"))
-    checkpoint = _newest_checkpoint(task)
-    restored = None
-    if checkpoint is not None:
-        store = CheckpointStore(open_storage(task.run_uri))
-        restored = store.local_folder(checkpoint, Path(task.cache_folder) / "checkpoints" / checkpoint.name)
-    engine = _build_engine(job, restored)
-    state = TrainerState()
-    if restored is not None:
-        state = TrainerState.model_validate_json((restored / STATE_FILE).read_text())
-        engine.restore_optimizer_state(load_optimizer_state(restored, state))
+    _tell_warnings(sender)
+    group = from_rank_0(lambda: int(ray.get(task.mailbox.begin_group.remote())))
+    pulse = Pulse(task.mailbox, group, context.get_world_rank(), context.get_world_size())
+    with closing(pulse):
+        worker = _Worker(JobConfig.model_validate_json(task.job_json), task, group, sender, pulse)
+
+        def tell_ready() -> None:
+            ready_seconds = {"worker: model, engine and data": time.perf_counter() - started}
+            for text, seconds in {**start_seconds, **ready_seconds}.items():
+                sender.send(Event("timing", text=text, metrics={"seconds": seconds}))
+
+        _train(worker, tell_ready)
+    sender.close()
+
+
+def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
+    job, task, sender = worker.job, worker.task, worker.sender
+    worker.begin("loading the model", is_watched=False)
+    storage = open_patiently(task.run_uri, job.storage_timeout_seconds)
+    check_writable(storage)
+    store, staging = CheckpointStore(storage), Staging.of_run(Path(task.cache_folder), task.run_uri)
+    restored = _recover(worker, store, staging)
+    engine = _build_engine(job, None if restored is None else restored.folder)
+    worker.pulse.enter("starting the engine", 0)
+    state = _restored_state(engine, restored)
     batches = _training_batches(job, task, engine)
     plan = _plan(job, batches.steps_per_epoch)
-    parts = LoopParts(
-        engine=engine,
-        batches=batches,
-        loss_function=next_token_loss,
-        learning_rate=_learning_rate(job),
-        evaluate=_evaluation(job, task, engine),
-        save=_saving(job, task, engine, sender),
-        logger=sender,
-        peak_memory_bytes=partial(_peak_memory_bytes, engine.device),
-    )
-    ready_seconds = {"worker: model, engine and data": time.perf_counter() - started}
-    for text, seconds in {**start_seconds, **ready_seconds}.items():
-        sender.send(Event("timing", text=text, metrics={"seconds": seconds}))
-    sender.send(Event("started", step=state.step, metrics={"max_steps": plan.max_steps}))
-    train(parts, state, plan)
-    sender.close()
+    with TemporaryDirectory(prefix="llmforge-worker-") as folder, ExitStack() as closed_at_the_end:
+        curves = closed_at_the_end.enter_context(closing(_curves(Path(folder), restored)))
+        writer = CheckpointWriter(
+            store=store,
+            staging=staging,
+            engine=engine,
+            tokenizer=_tokenizer(job),
+            identity=RunIdentity(
+                task.driver.driver_id,
+                worker.group,
+                task.resolved_job_text,
+                task.prepared.prefix,
+                batches.sequences_per_step,
+            ),
+            metrics_file=Path(folder) / METRICS_FILE,
+            num_to_keep=job.num_checkpoints_to_keep,
+            supervision=worker.pulse,
+            on_commit=lambda info: sender.send(Event("checkpoint", step=info.step, text=info.name)),
+            resumed_from=() if restored is None else (restored.info.name,),
+        )
+        closed_at_the_end.enter_context(closing(writer))
+        writer.check_space(ray.train.get_context().get_local_world_size())
+        if restored is not None:
+            restored.discard_copy()
+        parts = LoopParts(
+            engine=engine,
+            batches=batches,
+            loss_function=next_token_loss,
+            learning_rate=_learning_rate(job),
+            evaluate=_evaluation(worker, engine),
+            checkpoints=writer,
+            supervision=worker.pulse,
+            logger=MultiLogger([sender, curves]),
+            peak_memory_bytes=partial(_peak_memory_bytes, engine.device),
+        )
+        tell_ready()
+        name = "" if restored is None else restored.info.name
+        sender.send(Event("started", step=state.step, text=name, metrics={"max_steps": plan.max_steps}))
+        train(parts, state, plan)
+    if not plan.is_finished(state):
+        sender.send(Event("stopped", step=state.step))
 
 
 def _quiet_libraries() -> None:
@@ -90,14 +155,45 @@ def _quiet_libraries() -> None:
     deepspeed.utils.logger.setLevel(logging.ERROR)
 
 
-def _newest_checkpoint(task: WorkerTask) -> CheckpointInfo | None:
-    """The checkpoint to go on from; rank 0 looks, so that all ranks take the same."""
-    found: list[CheckpointInfo | None] = [None]
-    if dist.get_rank() == 0:
-        checkpoints = CheckpointStore(open_storage(task.run_uri)).list()
-        found = [checkpoints[-1] if checkpoints else None]
-    dist.broadcast_object_list(found, src=0)
-    return found[0]
+def _tell_warnings(sender: Sender) -> None:
+    """Rank 0 speaks for all: what it warns of reaches the person who started the run."""
+    logger = logging.getLogger("llmforge")
+    logger.handlers = [MessageHandler(lambda text: sender.send(Event("message", text=text)))]
+    logger.setLevel(logging.INFO)
+
+
+def _recover(worker: _Worker, store: CheckpointStore, staging: Staging) -> Restored | None:
+    """The checkpoint to go on from, after what an earlier start has left is dealt with."""
+    driver = worker.task.driver
+
+    def is_dead(attempt: str) -> bool:
+        return driver.is_previous_gone or driver_of(attempt) == driver.driver_id
+
+    finish_or_remove_leftovers(store, staging, is_dead, worker.job.num_checkpoints_to_keep)
+    restored = restore_newest(store, staging.root.with_name(f"{staging.root.name}-restored"))
+    if restored is not None:
+        check_continuity(restored.info, worker.job, worker.task.prepared.prefix)
+    return restored
+
+
+def _curves(folder: Path, restored: Restored | None) -> JsonlLogger:
+    """The metric records of the run from its first step on, for the checkpoints to come."""
+    file = folder / METRICS_FILE
+    if restored is None:
+        return JsonlLogger(file)
+    before = restored.folder / METRICS_FILE
+    if before.is_file():
+        shutil.copyfile(before, file)
+    return JsonlLogger(file, resume_from_step=restored.info.step)
+
+
+def _restored_state(engine: TrainingEngine, restored: Restored | None) -> TrainerState:
+    """Bring the engine to where the checkpoint was taken; its local copy is not needed afterwards."""
+    if restored is None:
+        return TrainerState()
+    state = TrainerState.model_validate_json((restored.folder / STATE_FILE).read_text())
+    engine.restore_optimizer_state(load_optimizer_state(restored.folder, state))
+    return state
 
 
 def _build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
@@ -158,33 +254,24 @@ def _evaluation_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine
 
 
 def _open(job: JobConfig, task: WorkerTask, split: Split) -> SampleReader:
-    return task.prepared.open(split, open_storage(job.output_dir), Path(task.cache_folder))
+    return task.prepared.open(
+        split, open_patiently(job.output_dir, job.storage_timeout_seconds), Path(task.cache_folder)
+    )
 
 
-def _evaluation(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> Callable[[], EvaluationResult] | None:
-    if task.prepared.stats.valid is None:
+def _evaluation(worker: _Worker, engine: TrainingEngine) -> Callable[[], EvaluationResult] | None:
+    if worker.task.prepared.stats.valid is None:
         return None
-    return partial(evaluate, engine, _evaluation_batches(job, task, engine), next_token_loss)
+    batches = _evaluation_batches(worker.job, worker.task, engine)
+    return partial(evaluate, engine, batches, next_token_loss, worker.pulse.advance)
 
 
-def _saving(job: JobConfig, task: WorkerTask, engine: TrainingEngine, sender: Sender) -> Callable[[TrainerState], None]:
+def _tokenizer(job: JobConfig) -> PreTrainedTokenizerFast:
+    """As it is saved: with the chat template of the job's prompt format."""
     folder = model_folder(job.model_id, with_weights=False)
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = chat_template(job.prompt_format, frozenset(special_tokens(read_tokenizer_json(folder))))
-    writer = CheckpointWriter(
-        CheckpointStore(open_storage(task.run_uri)),
-        engine,
-        tokenizer,
-        task.resolved_job_text,
-        job.num_checkpoints_to_keep,
-    )
-
-    def save(state: TrainerState) -> None:
-        info = writer.save(state)
-        if info is not None:
-            sender.send(Event("checkpoint", step=state.step, text=info.name))
-
-    return save
+    return tokenizer
 
 
 def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:

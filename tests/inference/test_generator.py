@@ -17,6 +17,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from llmforge.checkpoint.find import find_checkpoint
 from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
@@ -26,7 +27,7 @@ from llmforge.config.resolve import JobFacts, resolve_job
 from llmforge.config.sizing import DataSizes, size_job
 from llmforge.errors import CheckpointError, DataError, ModelError
 from llmforge.inference.generate import Generator, Sampling, open_generator
-from llmforge.inference.load import TrainedModel, find_checkpoint, load_trained_model
+from llmforge.inference.load import TrainedModel, load_trained_model
 from llmforge.models.load import add_adapter, load_base_model
 from llmforge.storage.base import open_storage
 from tests.prompt.formats import VERBATIM
@@ -58,8 +59,8 @@ def commit(run: Path, name: str, folder: Path, job: JobConfig, **metadata: float
     """A checkpoint of one rank, with the resolved job in it."""
     (folder / "resolved_job.yaml").write_text(job_to_yaml(job), encoding="utf-8")
     store = CheckpointStore(open_storage(str(run)))
-    store.upload_rank(name, folder, 0)
-    store.commit(name, 1, metadata)
+    store.upload_rank(name, folder, 0, 1, metadata)
+    store.commit(name)
 
 
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -360,7 +361,9 @@ def test_checkpoints_that_are_not_there(run: Path, tmp_path: Path) -> None:
     ):
         find_checkpoint(f"{run}/checkpoints/step-00000009-a", "best")
     (run / "checkpoints" / "step-00000001-a" / "manifest.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000001-a'; there is step-00000002-a"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint 'step-00000001-a' \(it is unfinished\); there is step-00000002-a"
+    ):
         find_checkpoint(f"{run}/checkpoints/step-00000001-a", "best")
 
 

@@ -32,10 +32,10 @@ class FailingStorage:
     def root_uri(self) -> str:
         return self.inner.root_uri
 
-    def upload(self, source: Path, key: str) -> None:
+    def upload(self, source: Path, key: str, *, replace: bool = True) -> None:
         with self._lock:
             if self._lives_on():
-                self.inner.upload(source, key)
+                self.inner.upload(source, key, replace=replace)
             self._die_if_due()
 
     def download(self, key: str, target: Path) -> None:
@@ -54,6 +54,12 @@ class FailingStorage:
         with self._lock:
             if self._lives_on():
                 self.inner.delete(key)
+            self._die_if_due()
+
+    def discard_unfinished(self, prefix: str = "") -> None:
+        with self._lock:
+            if self._lives_on():
+                self.inner.discard_unfinished(prefix)
             self._die_if_due()
 
     def _lives_on(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from llmforge.errors import StorageError
 from llmforge.storage.base import NotFoundError, check_writable, open_storage, read_bytes, write_bytes
-from llmforge.storage.files import atomic_target, explained
+from llmforge.storage.files import atomic_target, check_free_space, explained, free_bytes
+from llmforge.storage.types import ExistsError
 from tests.file_limit import file_size_limit
 
 
@@ -127,3 +129,62 @@ def test_no_permission(tmp_path: Path) -> None:
 def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
     check_writable(open_storage(str(tmp_path / "runs")))
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_file_that_may_replace_none(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    write_bytes(storage, "runs/a", b"1", replace=False)
+    write_bytes(storage, "runs/a", b"1", replace=False)
+    for other in (b"2", b"11", b""):
+        with pytest.raises(ExistsError, match=f"^{tmp_path}/runs/a: a file with other bytes .* is left as it is"):
+            write_bytes(storage, "runs/a", other, replace=False)
+    assert read_bytes(storage, "runs/a") == b"1"
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["a"]
+    with pytest.raises(StorageError, match="A file stands where a folder is needed"):
+        write_bytes(storage, "runs/a/b", b"1", replace=False)
+
+
+def test_of_many_writers_that_may_replace_none_one_wins(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+
+    def write(number: int) -> bool:
+        try:
+            write_bytes(storage, "a", b"%d" % number, replace=False)
+        except ExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        wins = list(pool.map(write, range(8)))
+    assert wins.count(True) == 1
+    assert read_bytes(storage, "a") == b"%d" % wins.index(True)
+
+
+def test_unfinished_files_are_discarded(tmp_path: Path) -> None:
+    storage = open_storage(str(tmp_path))
+    write_bytes(storage, "a/b/one", b"1")
+    for name in ("a/.1.partial", "a/b/.2.partial", "a/c/d/.3.partial", "ab/.4.partial", ".5.partial"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    storage.discard_unfinished("a")
+    storage.discard_unfinished("nothing")
+
+    def left() -> list[str]:
+        return sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+
+    assert left() == [".5.partial", "a", "a/b", "a/b/one", "ab", "ab/.4.partial"]
+    storage.discard_unfinished()
+    assert left() == ["a", "a/b", "a/b/one"]
+
+
+def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "there"
+    assert abs(free_bytes(folder) - free_bytes(tmp_path)) < 1 << 30
+    assert free_bytes(Path("not") / "there") > 0
+    check_free_space(folder, 0, "a checkpoint")
+    with pytest.raises(StorageError) as caught:
+        check_free_space(folder, 1 << 60, "a checkpoint")
+    message = str(caught.value)
+    assert message.startswith(f"{folder}: ") and "but a checkpoint needs 1073741824.00 GiB, because" in message
+    assert message.endswith(" Free some space, or choose another folder.")
+    assert list(tmp_path.iterdir()) == []

@@ -96,9 +96,9 @@ def test_checkpoints(s3_bucket: str, s3_client: S3Client, tmp_path: Path) -> Non
         folder.mkdir()
         (folder / "w").write_bytes(b"%d" % step)
         name = checkpoint_name(step, "a")
-        store.upload_rank(name, folder, 0)
+        store.upload_rank(name, folder, 0, 1, {"eval_loss": float(step)})
         assert len(store.list()) == step - 1
-        store.commit(name, 1, {"eval_loss": float(step)})
+        store.commit(name)
     store.point("best", checkpoint_name(1, "a"))
     assert store.retain(1) == [checkpoint_name(2, "a")]
     assert [info.step for info in store.list()] == [1, 3]

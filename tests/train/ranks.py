@@ -14,6 +14,7 @@ import numpy as np
 import peft
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -138,7 +139,7 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
         num_workers=case.num_workers, seed=SEED, shuffle=True,
     )  # fmt: skip
     source = case.resume_from
-    engine, step = _engine(case), 0
+    engine, step = build_engine(case), 0
     if source is not None:
         engine, step = _restored(case, folder / source.key), source.num_steps
     losses, grad_norms = [], []
@@ -158,7 +159,16 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
     return Outcome(losses, grad_norms, evaluate(engine, validation, next_token_loss).loss, _weights(engine))
 
 
-def _engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> TrainingEngine:
+def load_weights(folder: Path, method: Method) -> dict[str, torch.Tensor]:
+    """The trained weights of a checkpoint, by the names that the tiny model has for them."""
+    if method == "full":
+        return load_file(folder / "model.safetensors")
+    adapter = load_file(folder / "adapter_model.safetensors")
+    return {key.replace(".weight", ".default.weight"): tensor for key, tensor in adapter.items()}
+
+
+def build_engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> TrainingEngine:
+    """The tiny model, with these weights in place of its own, under the engine."""
     model = tiny_model(case.method, case.dropout)
     if weights is not None:
         model.load_state_dict(weights, strict=False)
@@ -192,7 +202,7 @@ def _save(engine: TrainingEngine, folder: Path, step: int) -> None:
 def _restored(case: Case, folder: Path) -> TrainingEngine:
     weights: dict[str, Any] = torch.load(folder / "weights.pt")
     state = TrainerState.model_validate_json((folder / "state.json").read_text())
-    engine = _engine(replace(case), weights)
+    engine = build_engine(replace(case), weights)
     loaded: OptimizerState = load_optimizer_state(folder, state)
     engine.restore_optimizer_state(loaded)
     return engine

@@ -195,8 +195,8 @@ def test_a_run_folder_with_checkpoints(train: Run, tmp_path: Path) -> None:
     files.mkdir()
     (files / "model").write_text("weights")
     store = CheckpointStore(open_storage(str(run)))
-    store.upload_rank("step-00000007-ab", files, 0)
-    store.commit("step-00000007-ab", 1, {})
+    store.upload_rank("step-00000007-ab", files, 0, 1)
+    store.commit("step-00000007-ab")
     with pytest.raises(ConfigError) as caught:
         train()
     assert str(caught.value) == (

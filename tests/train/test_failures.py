@@ -6,13 +6,16 @@ The exceptions are those of Ray Train itself, as they arrive in its controller a
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import pytest
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.exceptions import RayActorError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from llmforge.errors import DataError, LlmforgeError, ModelError
-from llmforge.train.failures import StopOnUserError, as_user_error, user_error
+from llmforge.errors import ClusterError, DataError, LlmforgeError, ModelError
+from llmforge.train.channel import Event
+from llmforge.train.failures import FailureHandling, as_user_error, first_failure, user_error
 
 USER = ModelError("the adapter does not fit")
 OTHER_USER = DataError("no rows")
@@ -41,10 +44,61 @@ def test_the_user_error_of_the_lowest_rank(failures: dict[int, Exception], expec
 
 
 def test_the_run_ends_at_once_only_for_what_the_user_must_solve() -> None:
-    StopOnUserError().after_exception(None, {0: wrapped(FAULT), 1: FAULT})
+    told: list[Event] = []
+    handling = FailureHandling(Mailbox(told))
+    handling.after_exception(None, {0: wrapped(FAULT), 1: FAULT})
+    assert told == [Event("failure", text="rank 0: RuntimeError: out of memory")]
     with pytest.raises(ModelError) as caught:
-        StopOnUserError().after_exception(None, {0: wrapped(FAULT), 1: wrapped(USER)})
+        handling.after_exception(None, {0: wrapped(FAULT), 1: wrapped(USER)})
     assert caught.value is USER
+
+
+class Mailbox:
+    """Is called like an actor."""
+
+    def __init__(self, told: list[Event]) -> None:
+        self.put = Method(told.append)
+        self.end_group = Method(lambda: None)
+
+
+class Method:
+    """One that can be called remotely."""
+
+    def __init__(self, call: Callable[..., None]) -> None:
+        self.remote = call
+
+
+DEAD = WorkerHealthCheckFailedError("a worker died", RayActorError())
+LOST_PEER = wrapped(RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2201"))
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ({0: wrapped(FAULT)}, "rank 0: RuntimeError: out of memory"),
+        ({1: DEAD}, "rank 1: its process died"),
+        ({0: LOST_PEER, 1: DEAD}, "rank 1: its process died"),
+        ({0: LOST_PEER, 1: wrapped(FAULT), 2: DEAD}, "rank 1: RuntimeError: out of memory"),
+        ({0: wrapped(KeyError("q_proj\nmore")), 1: LOST_PEER}, r"rank 0: KeyError: 'q_proj\nmore'"),
+        ({0: wrapped(ValueError())}, "rank 0: ValueError: "),
+        (
+            {2: LOST_PEER},
+            "rank 2: RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2201",
+        ),
+    ],
+)
+def test_the_failure_that_the_others_follow_from(failures: dict[int, Exception], expected: str) -> None:
+    assert first_failure(failures) == expected
+
+
+def test_when_all_restarts_are_used_up_the_rank_speaks_for_itself() -> None:
+    error = as_user_error(WorkerGroupError("failed", {0: LOST_PEER, 1: wrapped(FAULT)}))
+    assert isinstance(error, ClusterError)
+    assert str(error) == (
+        "the workers failed once more than max_failures allows; the last time rank 1: RuntimeError: out of memory\n"
+        "Traceback (most recent call last): ...\n"
+        "What was saved is kept: start the job again with --resume once the cause is gone."
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +108,6 @@ def test_the_run_ends_at_once_only_for_what_the_user_must_solve() -> None:
         (ControllerError(FAULT), None),
         (WorkerGroupError("two ranks failed", {0: FAULT, 1: USER}), USER),
         (WorkerGroupError("one rank failed", {0: wrapped(OTHER_USER)}), OTHER_USER),
-        (WorkerGroupError("one rank failed", {0: FAULT}), None),
         (TrainingFailedError("interrupted"), None),
     ],
     ids=lambda value: type(value).__name__,

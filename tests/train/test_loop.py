@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmforge.config.training import EarlyStopping
+from llmforge.errors import StorageError
 from llmforge.train.batches import StepBatches, TrainingBatches
 from llmforge.train.engine import StepResult, TrainingEngine
 from llmforge.train.evaluate import EvaluationResult
 from llmforge.train.loop import LoopParts, LoopPlan, seed_step, train
 from llmforge.train.losses import LossFunction, next_token_loss
+from llmforge.train.requests import Request
 from llmforge.train.state import TrainerState
 
 Entry = tuple[str, float]
@@ -44,6 +46,12 @@ class World:
     learning_rates: list[float] = field(default_factory=list)
     random_numbers: list[float] = field(default_factory=list)
     saved: list[TrainerState] = field(default_factory=list)
+    phases: list[Entry] = field(default_factory=list)
+    requests: Mapping[int, Request] = field(default_factory=dict)
+    """By the step during which they are first heard."""
+    last_request: Request = field(default_factory=Request)
+    upload_error_at_step: int | None = None
+    is_finished: bool = False
 
     def run(self, plan: LoopPlan, state: TrainerState | None = None) -> TrainerState:
         """Train from a state, or from the start."""
@@ -55,7 +63,8 @@ class World:
             loss_function=next_token_loss,
             learning_rate=learning_rate,
             evaluate=None if self.validation_losses == () else partial(self._evaluate, lambda: next(losses)),
-            save=self._save,
+            checkpoints=self,
+            supervision=self,
             logger=self,
             peak_memory_bytes=lambda: 1000,
         )
@@ -74,9 +83,24 @@ class World:
         self.journal.append(("evaluate", len(self.learning_rates)))
         return EvaluationResult(next_loss(), num_trained_tokens=50)
 
-    def _save(self, state: TrainerState) -> None:
+    def save(self, state: TrainerState) -> None:
         self.journal.append(("save", state.step))
         self.saved.append(TrainerState.model_validate_json(state.model_dump_json()))
+
+    def check(self) -> None:
+        if self.upload_error_at_step == len(self.learning_rates):
+            raise StorageError("the bucket is gone")
+
+    def finish(self) -> None:
+        self.is_finished = True
+
+    @property
+    def request(self) -> Request:
+        """What is asked of the run while it takes its next step."""
+        return self.requests.get(len(self.learning_rates) + 1, self.last_request)
+
+    def enter(self, phase: str, step: int, *, is_watched: bool = True) -> None:
+        self.phases.append((phase, step))
 
 
 class Batches:
@@ -95,8 +119,9 @@ class Engine:
         self._world = world
         self.rank = world.rank
 
-    def step(self, batches: StepBatches, loss_function: LossFunction, learning_rate: float) -> StepResult:
+    def step(self, batches: StepBatches, loss_function: LossFunction, learning_rate: float, notice: int) -> StepResult:
         assert loss_function is next_token_loss
+        self._world.last_request = self._world.request
         self._world.journal.append(("step", batches.num_tokens - 1000))
         self._world.learning_rates.append(learning_rate)
         self._world.random_numbers.append(torch.rand(1).item())
@@ -106,6 +131,7 @@ class Engine:
             learning_rate=learning_rate,
             num_trained_tokens=batches.num_trained_tokens,
             num_tokens=batches.num_tokens,
+            notice=notice,
         )
 
 
@@ -296,3 +322,61 @@ def test_ranks_draw_their_own_numbers() -> None:
         world.run(PLAN)
     numbers = [number for world in worlds for number in world.random_numbers]
     assert len(set(numbers)) == 2 * PLAN.max_steps
+
+
+def test_a_save_that_is_asked_for_comes_after_the_step_under_way() -> None:
+    world = World(validation_losses=[3.0, 2.0, 1.0], requests={2: Request(num_saves=1), 5: Request(num_saves=3)})
+    final = world.run(PLAN)
+    assert saves(world.journal) == [2, 3, 5, 6, 7]
+    assert final == World(validation_losses=[3.0, 2.0, 1.0]).run(PLAN)
+    assert [saved.is_evaluated() for saved in world.saved] == [False, True, False, True, True]
+
+
+def test_a_save_that_is_asked_for_does_not_wait_for_the_evaluation_that_is_due() -> None:
+    world = World(validation_losses=[3.0, 2.0, 1.0], requests={3: Request(num_saves=1)})
+    world.run(PLAN)
+    after_step = world.journal[world.journal.index(("log step", 3)) + 1 :]
+    assert after_step[:4] == [("save", 3), ("evaluate", 3), ("log evaluation", 3), ("save", 3)]
+    assert World(requests={3: Request(num_saves=1)}).run(PLAN).step == 7
+    without_validation = World(requests={3: Request(num_saves=1)})
+    without_validation.run(PLAN)
+    assert saves(without_validation.journal) == [3, 6, 7]
+
+
+@pytest.mark.parametrize("stop_at", range(1, 8))
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(stop_at: int) -> None:
+    """Also where it stops at a step that is evaluated: that is then made up for."""
+    losses = [3.0, 2.0, 1.0]
+    whole = World(validation_losses=losses)
+    final = whole.run(PLAN)
+    first = World(validation_losses=losses, requests={stop_at: Request(stop=True)})
+    assert first.run(PLAN).step == stop_at
+    assert first.journal[-1] == ("save", stop_at)
+    assert first.is_finished
+    rest = World(validation_losses=losses[len(first.saved[-1].evaluations) :])
+    assert rest.run(PLAN, first.saved[-1]) == final
+    assert steps(first.journal) + steps(rest.journal) == steps(whole.journal)
+    evaluated = [step for world in (first, rest) for kind, step in world.journal if kind == "log evaluation"]
+    assert evaluated == [3, 6, 7]
+    assert final == rest.saved[-1]
+
+
+def test_what_stops_an_upload_ends_the_run_after_the_next_step() -> None:
+    world = World(upload_error_at_step=5)
+    with pytest.raises(StorageError, match="the bucket is gone"):
+        world.run(PLAN)
+    assert steps(world.journal)[-1] == 4
+
+
+def test_whoever_watches_is_told_where_the_training_is() -> None:
+    world = World(validation_losses=[1.0])
+    world.run(replace(PLAN, max_steps=2))
+    assert world.phases == [
+        *[("reading a batch", 1), ("forward and backward", 1), ("reading a batch", 2), ("forward and backward", 2)],
+        ("evaluating", 2),
+    ]
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_a_request_survives_as_a_number(num_saves: int, stop: bool) -> None:
+    assert Request.from_notice(Request(num_saves, stop).notice) == Request(num_saves, stop)

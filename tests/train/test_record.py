@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from llmforge.metrics.loggers import METRICS_FILE
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import NotFoundError, Storage, open_storage, read_bytes, write_bytes
 from llmforge.train.channel import Event
-from llmforge.train.record import METRICS_FILE, RunRecord
+from llmforge.train.record import RunRecord
 from tests.storage.failing_storage import FailingStorage
 
 
@@ -26,9 +27,9 @@ class Run:
         self.display = ProgressDisplay(Console(file=self._stream, width=200), clock=lambda: 0.0)
         self.record = RunRecord(storage, self.display, self.timer)
 
-    def starts(self, step: int = 0, max_steps: int = 10) -> None:
+    def starts(self, step: int = 0, max_steps: int = 10, checkpoint: str = "") -> None:
         """Workers say that they begin with the step after `step`."""
-        self.record.handle(Event("started", step=step, metrics={"max_steps": max_steps}))
+        self.record.handle(Event("started", step=step, text=checkpoint, metrics={"max_steps": max_steps}))
 
     def steps(self, *steps: int) -> None:
         """One metric record for each step."""
@@ -46,6 +47,14 @@ class Run:
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "run"))
+
+
+def keep_in_checkpoint(storage: Storage, *steps: int) -> str:
+    """The records of these steps, in a checkpoint of the last of them; its name."""
+    name = f"step-{steps[-1]:08d}-ab12"
+    lines = "".join(f'{{"step": {step}, "train/loss": {step / 8}}}\n' for step in steps)
+    write_bytes(storage, f"checkpoints/{name}/{METRICS_FILE}", lines.encode())
+    return name
 
 
 def stored_steps(storage: Storage) -> list[int]:
@@ -87,25 +96,39 @@ def test_restarted_workers_take_steps_again(storage: Storage) -> None:
     run = Run(storage)
     run.starts()
     run.steps(1, 2)
+    saved = keep_in_checkpoint(storage, 1, 2)
     run.saves(2)
     run.steps(3, 4)
-    run.starts(step=2)
+    run.starts(step=2, checkpoint=saved)
     run.steps(3, 4, 5)
     run.record.close()
     assert stored_steps(storage) == [1, 2, 3, 4, 5]
+    assert f"resuming {storage.root_uri} from step 2 (step-00000002-ab12)" in run.shown
 
 
-def test_a_resumed_run_continues_the_file(storage: Storage) -> None:
-    first = Run(storage)
-    first.starts()
-    first.steps(1, 2, 3, 4, 5)
-    first.record.close()
-    resumed = Run(storage)
-    assert recorded_steps(resumed) == [1, 2, 3, 4, 5]
-    resumed.starts(step=3)
-    resumed.steps(4)
-    resumed.record.close()
+def test_a_resumed_run_continues_the_records_of_its_checkpoint(storage: Storage) -> None:
+    """Also where the driver before died without having stored those of the last steps, or had stored more."""
+    write_bytes(storage, METRICS_FILE, b'{"step": 1, "train/loss": 0.125}\n')
+    run = Run(storage)
+    run.starts(step=3, checkpoint=keep_in_checkpoint(storage, 1, 2, 3))
+    run.steps(4)
+    run.record.close()
     assert stored_steps(storage) == [1, 2, 3, 4]
+    again = Run(storage)
+    again.starts(step=3, checkpoint="step-00000003-ab12")
+    again.record.close()
+    assert stored_steps(storage) == [1, 2, 3]
+
+
+def test_a_checkpoint_without_records_leaves_a_gap_and_a_word(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(storage)
+    run.starts(step=2, checkpoint="step-00000002-ab12")
+    run.steps(3)
+    run.record.close()
+    assert stored_steps(storage) == [3]
+    assert "the curves up to step 2 may have gaps" in caplog.text
 
 
 def test_a_run_that_starts_anew_in_the_same_folder(storage: Storage) -> None:
@@ -119,15 +142,6 @@ def test_a_run_that_starts_anew_in_the_same_folder(storage: Storage) -> None:
     again.steps(1)
     again.record.close()
     assert stored_steps(storage) == [1]
-
-
-def test_a_torn_last_line_is_cut_off(storage: Storage) -> None:
-    write_bytes(storage, METRICS_FILE, b'{"step": 1, "train/loss": 0.5}\n{"step": 2, "tra')
-    run = Run(storage)
-    run.starts(step=1)
-    run.steps(2)
-    run.record.close()
-    assert stored_steps(storage) == [1, 2]
 
 
 def test_a_run_that_fails_before_it_starts_training_leaves_an_empty_file(storage: Storage) -> None:
@@ -144,7 +158,7 @@ def test_a_storage_that_fails_ends_no_run_and_leaves_nothing_on_this_machine(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    run = Run(FailingStorage(storage, fail_at=2))
+    run = Run(FailingStorage(storage, fail_at=1))
     run.starts()
     run.steps(1)
     assert len(list(scratch.iterdir())) == 1
