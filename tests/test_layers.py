@@ -120,6 +120,26 @@ def _violations(importer: str, source: str) -> list[str]:
     ]
 
 
+BANNED = frozenset({"copy_files", "as_directory", "to_directory", "FileSystem", "S3FileSystem", "FileSelector"})
+"""They say that a copy to or from S3 has succeeded when it has not: pyarrow's own, and Ray's, which rests on it."""
+
+
+def test_no_checkpoint_goes_through_ray_or_pyarrow() -> None:
+    """Bytes travel by `storage/` alone, which verifies them."""
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+            if isinstance(node, ast.ImportFrom) and node.module in ("pyarrow", "ray.train"):
+                names &= {"fs", "Checkpoint", "report"}
+            elif isinstance(node, ast.Attribute):
+                names = {node.attr} & BANNED
+            elif not any(name == "pyarrow.fs" for name in names):
+                names = names & BANNED
+            found += [f"{file.name}: {name}" for name in sorted(names)]
+    assert found == []
+
+
 def test_every_package_and_module_has_a_layer() -> None:
     top_level = {name.split(".")[1] for name in _modules() if "." in name}
     assert top_level <= set(LAYERS)

@@ -18,7 +18,13 @@ from llmforge.checkpoint.records import CheckpointInfo, DamageRecord, RankRecord
 from llmforge.checkpoint.survey import CheckpointFolder, list_folder, prefix_of, read_committed, read_info, uri_of
 from llmforge.errors import CheckpointError
 from llmforge.storage.base import ExistsError, Storage, write_bytes
-from llmforge.storage.manifest import MANIFEST_NAME, DamagedError, FileRecord, read_manifest, write_manifest
+from llmforge.storage.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    read_manifest,
+    write_manifest,
+)
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import join_key
 
 

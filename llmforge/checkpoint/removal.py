@@ -21,7 +21,10 @@ from llmforge.checkpoint.names import (
 )
 from llmforge.checkpoint.survey import list_folder, list_unfinished, prefix_of, read_committed
 from llmforge.storage.base import Storage, write_bytes
-from llmforge.storage.manifest import MANIFEST_NAME, DamagedError
+from llmforge.storage.manifest import (
+    MANIFEST_NAME,
+)
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import join_key
 
 _CLOCK_FOLDER = f"{FOLDER}/.clock"

@@ -46,7 +46,13 @@ from llmforge.checkpoint.upload import upload_part
 from llmforge.checkpoint.verify import find_problems
 from llmforge.errors import CheckpointError
 from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
-from llmforge.storage.manifest import MANIFEST_NAME, DamagedError, FileRecord, fetch_folder, local_folder
+from llmforge.storage.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    fetch_folder,
+    local_folder,
+)
+from llmforge.storage.types import DamagedError
 
 __all__ = ["CheckpointInfo", "CheckpointStore", "DamagedCheckpoint", "Survey", "UnfinishedCheckpoint", "ranked"]
 

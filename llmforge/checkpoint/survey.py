@@ -30,7 +30,12 @@ from llmforge.checkpoint.records import (
     info_of,
 )
 from llmforge.storage.base import NotFoundError, Storage, StoredFile, read_bytes
-from llmforge.storage.manifest import MANIFEST_NAME, DamagedError, FileRecord, read_manifest
+from llmforge.storage.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    read_manifest,
+)
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import join_key, join_uri
 
 

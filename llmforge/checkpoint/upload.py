@@ -16,7 +16,6 @@ from llmforge.errors import CheckpointError
 from llmforge.storage.base import Storage
 from llmforge.storage.manifest import (
     MANIFEST_NAME,
-    DamagedError,
     FileRecord,
     Manifest,
     folder_records,
@@ -25,6 +24,7 @@ from llmforge.storage.manifest import (
     upload_files,
     write_manifest,
 )
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import join_key
 
 RECORDED_FROM_BYTES = 8 << 20

@@ -14,6 +14,7 @@ from llmforge.storage.base import NotFoundError, Storage
 from llmforge.storage.local import LocalStorage
 from llmforge.storage.manifest import FileRecord, problem_of
 from llmforge.storage.parallel import in_parallel
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import join_key
 
 _NUM_FILES_AT_ONCE = 2
@@ -56,4 +57,6 @@ def _problem(storage: Storage, key: str, record: FileRecord) -> str | None:
             storage.download(key, copy)
         except NotFoundError:
             return f"{record.path}: missing"
+        except DamagedError as error:
+            return f"{record.path}: {error}"
         return problem_of(copy, record)

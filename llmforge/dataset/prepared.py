@@ -23,13 +23,13 @@ from llmforge.storage.base import Storage, join_uri
 from llmforge.storage.cache import file_version, fingerprint
 from llmforge.storage.manifest import (
     AlreadyCommittedError,
-    DamagedError,
     check_folder,
     commit_folder,
     local_folder,
     read_manifest,
     remove_folder,
 )
+from llmforge.storage.types import DamagedError
 
 logger = logging.getLogger(__name__)
 

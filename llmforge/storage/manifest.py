@@ -18,6 +18,7 @@ from llmforge.storage import files
 from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
 from llmforge.storage.local import LocalStorage
 from llmforge.storage.parallel import in_parallel
+from llmforge.storage.types import DamagedError
 from llmforge.storage.uri import check_key, is_partial, join_key, join_uri
 
 MANIFEST_NAME = "manifest.json"
@@ -68,10 +69,6 @@ class Manifest(BaseModel):
 
 class AlreadyCommittedError(StorageError):
     """The folder is complete already, with other content."""
-
-
-class DamagedError(StorageError):
-    """Files of a committed folder are missing, cut, or changed."""
 
 
 def commit_folder(storage: Storage, prefix: str, local_folder: Path, metadata: Mapping[str, JsonValue]) -> Manifest:

@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from s3transfer.exceptions import S3DownloadFailedError
 
 from llmforge.errors import StorageError
-from llmforge.storage.types import NotFoundError, PassingError
+from llmforge.storage.types import DamagedError, NotFoundError, PassingError
 
 SdkError = BotoCoreError | ClientError | Boto3Error | S3DownloadFailedError
 
@@ -110,18 +110,20 @@ _FAILURES: tuple[tuple[type[Exception], str, str], ...] = (
     (sdk.IncompleteReadError, "the connection to the server broke", _UNREACHABLE),
     (RetriesExceededError, "the connection to the server broke again and again", _UNREACHABLE),
     (S3DownloadFailedError, *_CHANGED),
-    (sdk.FlexibleChecksumError, "the bytes received do not have the checksum stored with them", "Try again."),
+    (sdk.FlexibleChecksumError, "the bytes received do not have the checksum stored with them", "Read it again."),
     (sdk.NoRegionError, "no region is set", "Set AWS_DEFAULT_REGION."),
     (sdk.ParamValidationError, "the address is not valid", "Correct it: s3://bucket/prefix."),
 )
 
 
 def explain(error: SdkError, uri: str, action: str, endpoint: str) -> StorageError:
-    """What stopped `action` on `uri`: a `NotFoundError`, a `PassingError`, or else a plain `StorageError`."""
+    """What stopped `action` on `uri`: a `StorageError` of the kind that says whether it may pass."""
     code = error_code(error)
     if code in _MISSING:
         return NotFoundError(f"{uri}: no such object at {endpoint}. Check the address.")
     found, advice = _words(error, code)
+    if isinstance(error, sdk.FlexibleChecksumError):
+        return DamagedError(f"{uri}: {found}; the server is {endpoint}. {advice}")
     kind = PassingError if _may_pass(error, code) else StorageError
     return kind(f"{uri}: cannot {action}: {found}; the server is {endpoint}. {advice}")
 

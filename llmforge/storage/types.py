@@ -40,3 +40,7 @@ class PassingError(StorageError):
 
     made_progress: bool = False
     """Whether a part of the work is done for good, so that the next try has less to do."""
+
+
+class DamagedError(StorageError):
+    """What is stored is missing, cut, or changed, so that it is not what was written."""

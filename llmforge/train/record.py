@@ -33,6 +33,7 @@ class RunRecord:
         self._path = Path(self._folder.name) / METRICS_FILE
         self._logger = JsonlLogger(self._path)
         self._records: Sequence[Record] | None = None
+        self._has_failed = False
         self.is_stopped = False
         """Whether the workers left before the last step, as they were asked to."""
 
@@ -62,6 +63,7 @@ class RunRecord:
             case "failure":
                 self._display.message(f"failure: {event.text}; starting the workers again")
                 self._display.phase("starting workers")
+                self._has_failed = True
             case "stopped":
                 self.is_stopped = True
 
@@ -74,6 +76,8 @@ class RunRecord:
                 self._storage.download(join_key(FOLDER, checkpoint, METRICS_FILE), self._path)
             except StorageError as error:
                 logger.warning("the curves up to step %d may have gaps: %s", step, error)
+        elif self._has_failed:
+            self._display.message("there is no checkpoint yet: training starts over")
         self._logger = JsonlLogger(self._path, append=bool(checkpoint), resume_from_step=step)
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from llmforge.checkpoint.staging import Staging
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, UnfinishedCheckpoint
 from llmforge.errors import CheckpointError
 from llmforge.storage import files
-from llmforge.storage.manifest import DamagedError
+from llmforge.storage.types import DamagedError
 from llmforge.train.checkpoints import publish, upload_part
 
 logger = logging.getLogger(__name__)

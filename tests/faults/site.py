@@ -101,7 +101,7 @@ def open_site(material: Material, plan: Plan) -> Iterator[Site]:
             with material.rows.open(encoding="utf-8") as rows:
                 (scratch / "train.jsonl").write_text("".join(islice(rows, NUM_ROWS)), encoding="utf-8")
             for method in ("lora", "full"):
-                (scratch / f"{method}.yaml").write_text(json.dumps(_job(material, plan, method)))
+                (scratch / f"{method}.yaml").write_text(json.dumps(_job(material, scratch, plan, method)))
             with ChaosProxy(server.port).running() as proxy:
                 yield Site(server, proxy, client, scratch, plan)
             client.close()
@@ -109,12 +109,12 @@ def open_site(material: Material, plan: Plan) -> Iterator[Site]:
             server.stop()
 
 
-def _job(material: Material, plan: Plan, method: Method) -> dict[str, object]:
+def _job(material: Material, scratch: Path, plan: Plan, method: Method) -> dict[str, object]:
     """JSON is YAML too. Dropout is on, and a checkpoint holds what each of two ranks has of the optimizer."""
     lora = {"r": 4, "lora_dropout": 0.1, "target_modules": "all-linear"}
     return {
         "model_id": str(material.model),
-        "train_path": "train.jsonl",
+        "train_path": str(scratch / "train.jsonl"),
         "output_dir": f"s3://{BUCKET}/runs",
         "accelerator": "cpu",
         "num_devices": NUM_RANKS,

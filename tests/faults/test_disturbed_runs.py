@@ -38,7 +38,7 @@ def test_a_run_survives_what_happens_to_it(site: Site, expected: Expected) -> No
     assert [problem for incident in (*incidents, end) for problem in incident.problems] == []
     assert [incident.kind for incident in incidents] == kinds
     assert (end.kind, end.step, end.complete_step) == (END, 40, 40)
-    assert [incident.kind for incident in incidents if incident.resumed_step is not None] == ["worker", "driver"]
+    assert {incident.kind for incident in incidents if incident.resumed_step is not None} >= {"worker", "driver"}
 
 
 @pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_driver_that_ends_is_not_waited_for(site: Site) -> None:
         with pytest.raises(DriverError, match=r"(?s)no line 'never': the driver has ended with 2\n.*run_name"):
             driver.wait_for("never", SECONDS)
         assert driver.wait(SECONDS) == 2
-        assert driver.hits(r"(\S+): run_name: ")[0].groups[0].endswith("not/a/name")
+        assert driver.processes() == []
 
 
 def test_the_kinds_are_drawn_until_there_are_enough_kill_points() -> None:

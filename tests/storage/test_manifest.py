@@ -13,7 +13,6 @@ from llmforge.errors import StorageError
 from llmforge.storage.base import Storage, open_storage, read_bytes, write_bytes
 from llmforge.storage.manifest import (
     AlreadyCommittedError,
-    DamagedError,
     FileRecord,
     Manifest,
     check_folder,
@@ -22,6 +21,7 @@ from llmforge.storage.manifest import (
     read_manifest,
     remove_folder,
 )
+from llmforge.storage.types import DamagedError
 from tests.storage.failing_storage import FailingStorage, KilledError
 
 CONTENT = {"weights.bin": b"w" * 5000, "sub/config.json": b"{}", "empty": b""}

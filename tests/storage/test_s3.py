@@ -15,8 +15,14 @@ from llmforge.checkpoint.store import CheckpointStore
 from llmforge.errors import CheckpointError, StorageError
 from llmforge.storage.base import NotFoundError, check_writable, open_storage, read_bytes, write_bytes
 from llmforge.storage.cache import fetch_to_cache, fingerprint
-from llmforge.storage.manifest import DamagedError, commit_folder, fetch_folder, read_manifest, remove_folder
+from llmforge.storage.manifest import (
+    commit_folder,
+    fetch_folder,
+    read_manifest,
+    remove_folder,
+)
 from llmforge.storage.s3 import S3Storage
+from llmforge.storage.types import DamagedError
 from tests.s3_server import LISTING_PAGE, S3Server
 
 if TYPE_CHECKING:
