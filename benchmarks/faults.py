@@ -2,14 +2,17 @@
 
     PYTHONPATH=. python benchmarks/faults.py S3_SERVER_BIN MODEL_FOLDER ROWS.jsonl --kill-points 200 --seed 1
     PYTHONPATH=. python benchmarks/faults.py S3_SERVER_BIN MODEL_FOLDER ROWS.jsonl --short
+    PYTHONPATH=. python benchmarks/faults.py S3_SERVER_BIN --ranks --kill-points 200 --seed 1
     PYTHONPATH=. python benchmarks/faults.py --report faults.jsonl
 
 Whole `llmforge train` processes train a small real model on real rows and save to a real S3 server, through a proxy.
 At random moments a worker, all workers, the driver or the server is killed with SIGKILL, or the network fails; see
-tests/faults/. What lies on the server is judged after each disturbance and at the end of each run, without llmforge.
-A kill point is a disturbance with a SIGKILL. Results are appended to a file as they come (`--results`), one JSON object
-a line; the table is made of that file, so that several campaigns, and those that were cut short, are reported as one.
-The exit code is 1 if anything went wrong that must never go wrong.
+tests/faults/. With `--ranks`, only the ranks of a tiny model are killed, and the server, without Ray and without a
+driver; that takes seconds for each kill, so many more fit into an hour. What lies on the server is judged after each
+disturbance and at the end of each run, without llmforge. A kill point is a disturbance with a SIGKILL. Results are
+appended to a file as they come (`--results`), one JSON object a line; the table is made of that file, so that several
+campaigns, and those that were cut short, are reported as one. The exit code is 1 if anything went wrong that must never
+go wrong.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from statistics import mean, median
 
 from tests.faults.campaign import END, FAILURE, Incident, disturbed_runs, undisturbed_run
 from tests.faults.judge import Problem, ProblemKind
+from tests.faults.rank_campaign import STRIKES, disturbed_ranks, open_rank_site
 from tests.faults.site import Material, Method, Plan, open_site
 from tests.faults.strikes import KILLS, KINDS, draw_kinds
 
@@ -39,15 +43,15 @@ def main() -> None:
     parser.add_argument("--kill-points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--short", action="store_true", help="one run with a handful of disturbances, in a fixed order")
+    parser.add_argument("--ranks", action="store_true", help="kill ranks without Ray")
     parser.add_argument("--results", type=Path, default=Path("faults.jsonl"))
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     arguments = parser.parse_args()
     if arguments.report is None:
-        if len(arguments.material) != 3:
-            parser.error("S3_SERVER_BIN, MODEL_FOLDER and ROWS are needed")
-        material = Material(*(path.absolute() for path in arguments.material))
+        if len(arguments.material) != (1 if arguments.ranks else 3):
+            parser.error("S3_SERVER_BIN, MODEL_FOLDER and ROWS are needed; with --ranks the first alone")
         with arguments.results.open("a") as file:
-            for incident in campaign(arguments, material):
+            for incident in (rank_campaign if arguments.ranks else campaign)(arguments):
                 file.write(json.dumps(dataclasses.asdict(incident)) + "\n")
                 file.flush()
                 tell(incident)
@@ -56,8 +60,15 @@ def main() -> None:
     sys.exit(any(incident.problems for incident in incidents))
 
 
-def campaign(arguments: argparse.Namespace, material: Material) -> Iterator[Incident]:
-    """The short form is always the same but for its moments, and has one run."""
+def rank_campaign(arguments: argparse.Namespace) -> Iterator[Incident]:
+    """Ranks alone."""
+    with open_rank_site(arguments.material[0].absolute()) as site:
+        yield from disturbed_ranks(site, arguments.kill_points, arguments.seed)
+
+
+def campaign(arguments: argparse.Namespace) -> Iterator[Incident]:
+    """Whole runs. The short form is always the same but for its moments, and has one run."""
+    material = Material(*(path.absolute() for path in arguments.material))
     kinds = SHORT_KINDS if arguments.short else draw_kinds(arguments.kill_points, arguments.seed)
     with open_site(material, SHORT_PLAN if arguments.short else Plan()) as site:
         expected = {method: undisturbed_run(site, method) for method in (METHODS[:1] if arguments.short else METHODS)}
@@ -91,8 +102,10 @@ def table(incidents: Sequence[Incident]) -> Iterator[str]:
     columns += PROBLEMS
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
-    by_kind = {kind: [incident for incident in incidents if incident.kind == kind] for kind in (*KINDS, FAILURE, END)}
-    kills = [incident for incident in incidents if incident.kind in KILLS]
+    by_kind = {
+        kind: [incident for incident in incidents if incident.kind == kind] for kind in (*KINDS, *STRIKES, FAILURE, END)
+    }
+    kills = [incident for incident in incidents if incident.kind in KILLS or incident.kind in STRIKES]
     for name, found in {**by_kind, "**all kill points**": kills, "**all**": incidents}.items():
         if found:
             yield row(name, found)

@@ -14,7 +14,7 @@ from tests.faults.driver_process import DriverError
 from tests.faults.site import Material, Plan, Site, open_site
 from tests.faults.strikes import KILLS, NETWORK_FAULTS, draw_kinds
 
-SECONDS = 180.0
+SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
