@@ -26,7 +26,7 @@ from statistics import mean, median
 
 from tests.faults.campaign import END, FAILURE, Incident, disturbed_runs, undisturbed_run
 from tests.faults.judge import Problem, ProblemKind
-from tests.faults.rank_campaign import STRIKES, disturbed_ranks, open_rank_site
+from tests.faults.rank_campaign import CASES, STRIKES, disturbed_ranks, open_rank_site
 from tests.faults.site import Material, Method, Plan, open_site
 from tests.faults.strikes import KILLS, KINDS, draw_kinds
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--short", action="store_true", help="one run with a handful of disturbances, in a fixed order")
     parser.add_argument("--ranks", action="store_true", help="kill ranks without Ray")
+    parser.add_argument("--num-cases", type=int, default=len(CASES), help="--ranks: kinds of training that take turns")
     parser.add_argument("--results", type=Path, default=Path("faults.jsonl"))
     parser.add_argument("--report", type=Path, help="only print the table of this file")
     arguments = parser.parse_args()
@@ -63,7 +64,7 @@ def main() -> None:
 def rank_campaign(arguments: argparse.Namespace) -> Iterator[Incident]:
     """Ranks alone."""
     with open_rank_site(arguments.material[0].absolute()) as site:
-        yield from disturbed_ranks(site, arguments.kill_points, arguments.seed)
+        yield from disturbed_ranks(site, arguments.kill_points, arguments.seed, CASES[: arguments.num_cases])
 
 
 def campaign(arguments: argparse.Namespace) -> Iterator[Incident]:

@@ -27,6 +27,7 @@ from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
 from llmforge.errors import CheckpointError
 from llmforge.metrics.loggers import METRICS_FILE
 from llmforge.storage.files import check_free_space
+from llmforge.storage.local import LocalStorage
 from llmforge.train.engine import OptimizerState, TrainingEngine
 from llmforge.train.loop import Supervision
 from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
@@ -34,6 +35,8 @@ from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 _SMALL_FILES_BYTES = 64 << 20
 """Room for tokenizer, metrics and the like."""
+_OPTIMIZER_BYTES = 12
+"""Of a trained parameter: two moments and a master weight, in fp32."""
 _FIRST_POLL_SECONDS = 0.05
 _LONGEST_POLL_SECONDS = 2.0
 
@@ -126,14 +129,14 @@ class CheckpointWriter:
 
         Raises `StorageError`.
         """
-        needed = CAPACITY * num_ranks_here * (self._estimated_bytes() + _SMALL_FILES_BYTES)
-        check_free_space(self.staging.root, needed, f"{CAPACITY} checkpoints on their way")
-
-    def _estimated_bytes(self) -> int:
-        """Of one rank's part: its share of two moments and a master weight, in fp32, and on rank 0 the weights."""
         count = self.engine.num_trained_parameters
-        weights = count * self.engine.bytes_per_weight if self.engine.rank == 0 else 0
-        return weights + 12 * count // self.engine.num_workers
+        weights = count * self.engine.bytes_per_weight + _SMALL_FILES_BYTES
+        optimizer = _OPTIMIZER_BYTES * count
+        share = optimizer // self.engine.num_workers * num_ranks_here + (weights if self.engine.rank == 0 else 0)
+        check_free_space(self.staging.root, CAPACITY * share, f"{CAPACITY} checkpoints on their way")
+        storage = self.store.storage
+        if isinstance(storage, LocalStorage) and self.engine.rank == 0:
+            check_free_space(storage.root, CAPACITY * (weights + optimizer), f"{CAPACITY} more checkpoints")
 
     def _snapshot(self, state: TrainerState) -> _Snapshot:
         optimizer_state = self.engine.optimizer_state()

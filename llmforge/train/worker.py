@@ -15,27 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import deepspeed
 import ray.train
 import ray.train.torch
 import torch
 import transformers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.checkpoint.names import driver_of
 from llmforge.checkpoint.staging import Staging
 from llmforge.checkpoint.store import CheckpointStore
-from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
 from llmforge.dataset.shards import SampleReader, Split
-from llmforge.dataset.tokenize import special_tokens
 from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger, MessageHandler, MultiLogger
-from llmforge.models.folder import model_folder, read_tokenizer_json
-from llmforge.models.load import Attention, Precision, add_adapter, load_adapter, load_base_model, load_tokenizer
-from llmforge.models.packing import check_examples_stay_apart
-from llmforge.prompt.chat_template import chat_template
 from llmforge.storage.base import check_writable
 from llmforge.storage.patience import open_patiently
 from llmforge.train.batches import TrainingBatches
@@ -45,7 +38,8 @@ from llmforge.train.engine import TrainingEngine
 from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.losses import next_token_loss
-from llmforge.train.optim import build_optimizer, scheduled_learning_rate
+from llmforge.train.model import build_engine, build_tokenizer
+from llmforge.train.optim import scheduled_learning_rate
 from llmforge.train.pulse import Pulse
 from llmforge.train.recovery import Restored, finish_or_remove_leftovers, from_rank_0, restore_newest
 from llmforge.train.run_folder import check_continuity
@@ -100,7 +94,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
     check_writable(storage)
     store, staging = CheckpointStore(storage), Staging.of_run(Path(task.cache_folder), task.run_uri)
     restored = _recover(worker, store, staging)
-    engine = _build_engine(job, None if restored is None else restored.folder)
+    engine = build_engine(job, None if restored is None else restored.folder)
     worker.pulse.enter("starting the engine", 0)
     state = _restored_state(engine, restored)
     batches = _training_batches(job, task, engine)
@@ -111,7 +105,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
             store=store,
             staging=staging,
             engine=engine,
-            tokenizer=_tokenizer(job),
+            tokenizer=build_tokenizer(job),
             identity=RunIdentity(
                 task.driver.driver_id,
                 worker.group,
@@ -196,40 +190,6 @@ def _restored_state(engine: TrainingEngine, restored: Restored | None) -> Traine
     return state
 
 
-def _build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
-    device = ray.train.torch.get_device()
-    torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
-    model = build_model(job, restored).to(device)
-    if job.packing:
-        check_examples_stay_apart(model)
-    if job.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    optimizer = build_optimizer(model.parameters(), job.optimizer, _required(job.learning_rate))
-    deepspeed_config = deepspeed_config_of(job, model.config.get_text_config().hidden_size)
-    return TrainingEngine(model, optimizer, deepspeed_config, device)
-
-
-def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:
-    """The model to train: from a checkpoint of this run, or from where the job says that it starts."""
-    precision, attention = cast(Precision, job.precision), cast(Attention, job.attention)
-    architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
-    weights = architecture
-    if job.initial_base_model_ckpt_path is not None:
-        weights = model_folder(job.initial_base_model_ckpt_path, with_weights=True)
-    if job.lora_config is None:
-        return load_base_model(architecture, restored or weights, precision=precision, attention=attention)
-    base = load_base_model(architecture, weights, precision=precision, attention=attention)
-    if restored is not None:
-        adapted = load_adapter(base, restored, is_trainable=True)
-    elif job.initial_adapter_model_ckpt_path is not None:
-        adapted = load_adapter(
-            base, model_folder(job.initial_adapter_model_ckpt_path, with_weights=True), is_trainable=True
-        )
-    else:
-        adapted = add_adapter(base, job.lora_config, str(weights))
-    return cast(PreTrainedModel, adapted)
-
-
 def _training_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> TrainingBatches:
     return TrainingBatches(
         _open(job, task, "train"),
@@ -264,14 +224,6 @@ def _evaluation(worker: _Worker, engine: TrainingEngine) -> Callable[[], Evaluat
         return None
     batches = _evaluation_batches(worker.job, worker.task, engine)
     return partial(evaluate, engine, batches, next_token_loss, worker.pulse.advance)
-
-
-def _tokenizer(job: JobConfig) -> PreTrainedTokenizerFast:
-    """As it is saved: with the chat template of the job's prompt format."""
-    folder = model_folder(job.model_id, with_weights=False)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = chat_template(job.prompt_format, frozenset(special_tokens(read_tokenizer_json(folder))))
-    return tokenizer
 
 
 def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:

@@ -15,7 +15,7 @@ import socket
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -175,13 +175,15 @@ class RankGroup:
         return self.journal.with_name(f"{self.journal.name}-group-{self.run.group}-rank-{rank}")
 
 
-def disturbed_ranks(site: RankSite, num_kill_points: int, seed: int) -> Iterator[Incident]:
+def disturbed_ranks(
+    site: RankSite, num_kill_points: int, seed: int, cases: Sequence[Case] = CASES
+) -> Iterator[Incident]:
     """Until so many kill points have come and the run that had the last has ended; the cases take turns."""
     source = random.Random(seed)
-    expected = {case: _undisturbed(site, case, index) for index, case in enumerate(CASES)}
+    expected = {case: _undisturbed(site, case, index) for index, case in enumerate(cases)}
     left = num_kill_points
     for number in count():
-        case = CASES[number % len(CASES)]
+        case = cases[number % len(cases)]
         run = _run(site, case, f"ranks-{number:03d}")
         judge = Judge(site.client, site.bucket, f"runs/ranks-{number:03d}", expected[case])
         disturbed = _DisturbedRun(site, run, judge, source, left)

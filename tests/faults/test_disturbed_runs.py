@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.faults.campaign import END, RESUMING, SAVED, Expected, disturbed_runs, undisturbed_run
-from tests.faults.cluster import open_nodes
+from tests.faults.campaign import END, Expected, disturbed_runs, undisturbed_run
 from tests.faults.driver_process import DriverError
-from tests.faults.site import Material, Plan, Site, open_site
+from tests.faults.site import REPOSITORY, Material, Plan, Site, open_site
 from tests.faults.strikes import KILLS, NETWORK_FAULTS, draw_kinds
 
 SECONDS = 300.0
@@ -42,40 +44,17 @@ def test_a_run_survives_what_happens_to_it(site: Site, expected: Expected) -> No
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_and_another_joins(site: Site, expected: Expected) -> None:
-    judge = site.judge("node")
-    judge.expected = expected
-    environment = site.environment
-    del environment["RAY_OVERRIDE_RESOURCES"]
-    with open_nodes(environment) as nodes:
-        lost = nodes.add()
-        environment["RAY_ADDRESS"] = nodes.address
-        with site.driver("node", "lora", resume=False, environment=environment) as driver:
-            saved = driver.wait_for(SAVED, SECONDS)
-            nodes.lose(lost)
-            newest = judge.look().newest
-            assert newest is not None and newest.step >= 4
-            nodes.add()
-            resuming = driver.wait_for(RESUMING, SECONDS, since=saved.at)
-            assert int(resuming.groups[0]) >= newest.step
-            assert driver.wait(SECONDS) == 0
-            judge.announced.update(hit.groups[0] for hit in driver.hits(SAVED))
-    sight = judge.look(again=True)
-    assert sight.problems == ()
-    assert sight.newest is not None and sight.newest.step == 40
-
-
-@pytest.mark.slow
-def test_nothing_is_left_of_a_driver_that_was_killed(site: Site) -> None:
-    with site.driver("killed", "lora", resume=False) as driver:
-        driver.wait_for("starting workers", SECONDS)
-        driver.wait_until(lambda: len(driver.workers()) == 2, SECONDS, "no workers")
-        started = driver.processes()
-        assert set(driver.workers()) < set(started)
-        driver.kill()
-        assert driver.exit_code == -9
-        assert driver.processes() == []
-        assert all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in started)
+def test_ranks_survive_what_happens_to_them(s3_server_bin: Path, tmp_path: Path) -> None:
+    """A few kill points of the long form, in a process without threads, since it is forked."""
+    command = [sys.executable, "benchmarks/faults.py", str(s3_server_bin), "--ranks", "--kill-points", "4"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    results = tmp_path / "results.jsonl"
+    done = subprocess.run(
+        [*command, "--num-cases", "1", "--results", str(results)], cwd=REPOSITORY, env=environment, capture_output=True
+    )
+    incidents = [json.loads(line) for line in results.read_text().splitlines()]
+    assert (done.returncode, [incident["problems"] for incident in incidents]) == (0, [[]] * 5), done.stderr.decode()
+    assert incidents[-1]["kind"] == END
 
 
 @pytest.mark.slow
