@@ -105,8 +105,8 @@ def check_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
     found_bytes = free_bytes(folder)
     if found_bytes < needed_bytes:
         raise StorageError(
-            f"{folder}: {_gib(found_bytes)} are free on its disk, but {purpose} needs {_gib(needed_bytes)}, because"
-            " files are written here before they are sent on. Free some space, or choose another folder."
+            f"{folder}: {_gib(found_bytes)} are free on its disk, but {purpose} needs {_gib(needed_bytes)}."
+            " Free some space, or choose another folder."
         )
 
 

@@ -116,7 +116,7 @@ class CheckpointWriter:
 
     def finish(self) -> None:
         """Wait until all that was saved is there."""
-        self.supervision.enter("uploading", 0, is_watched=False)
+        self.supervision.enter("uploading", max(self._saved_steps, default=0), is_watched=False)
         self._queue.finish()
 
     def close(self) -> None:
@@ -133,7 +133,11 @@ class CheckpointWriter:
         weights = count * self.engine.bytes_per_weight + _SMALL_FILES_BYTES
         optimizer = _OPTIMIZER_BYTES * count
         share = optimizer // self.engine.num_workers * num_ranks_here + (weights if self.engine.rank == 0 else 0)
-        check_free_space(self.staging.root, CAPACITY * share, f"{CAPACITY} checkpoints on their way")
+        check_free_space(
+            self.staging.root,
+            CAPACITY * share,
+            f"{CAPACITY} checkpoints on their way (in the folder of LLMFORGE_CACHE)",
+        )
         storage = self.store.storage
         if isinstance(storage, LocalStorage) and self.engine.rank == 0:
             check_free_space(storage.root, CAPACITY * (weights + optimizer), f"{CAPACITY} more checkpoints")

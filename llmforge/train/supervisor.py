@@ -29,6 +29,8 @@ from llmforge.train.requests import Request
 POLL_SECONDS = 1.0
 STACKS_SECONDS = 3.0
 """How long a process may take to write its stacks."""
+LEAVE_SECONDS = 2.0
+"""How long the end of the watch may take when a node does not answer."""
 NODE_SECONDS = 30.0
 """How long a node may take to answer."""
 
@@ -51,8 +53,7 @@ class Stall:
     def describe(self) -> str:
         """One line."""
         named = "; ".join(f"rank {beat.rank} in {beat.phase!r} of step {beat.step}" for beat in self.culprits)
-        others = len(self.beats) - len(self.culprits)
-        waiting = f"; {others} other ranks wait for it" if others else ""
+        waiting = "; the others wait" if len(self.culprits) < len(self.beats) else ""
         return f"stalled: nothing has moved for {self.seconds:.0f} s: {named}{waiting}"
 
 
@@ -100,7 +101,7 @@ class Supervisor:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LEAVE_SECONDS)
 
     def ask_to_stop(self) -> None:
         """Have the workers save and leave."""
@@ -108,13 +109,16 @@ class Supervisor:
             self._ask(replace(self._request, stop=True))
 
     def _supervise(self) -> None:
+        can_see = True
         while not self._stop.wait(POLL_SECONDS):
             try:
-                beats = ray.get(self._mailbox.beats.remote())
-                self._look_at(beats)
+                self._look_at(ray.get(self._mailbox.beats.remote()))
+                can_see = True
             except RayError as error:
                 # A cluster that does not answer is Ray Train's to judge; this watch goes on when it is back.
-                self._tell(f"the workers cannot be watched: {error}")
+                if can_see:
+                    self._tell(f"the workers cannot be watched: {error}")
+                can_see = False
 
     def _look_at(self, beats: Sequence[Beat]) -> None:
         if not beats:

@@ -185,6 +185,6 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         check_free_space(folder, 1 << 60, "a checkpoint")
     message = str(caught.value)
-    assert message.startswith(f"{folder}: ") and "but a checkpoint needs 1073741824.00 GiB, because" in message
+    assert message.startswith(f"{folder}: ") and "but a checkpoint needs 1073741824.00 GiB. " in message
     assert message.endswith(" Free some space, or choose another folder.")
     assert list(tmp_path.iterdir()) == []

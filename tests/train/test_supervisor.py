@@ -18,11 +18,11 @@ TIMEOUT_SECONDS = 60.0
 STUCK = """
 import faulthandler, signal, sys, time
 def waits_for_ever():
+    print("ready", flush=True)
     while True:
         time.sleep(0.01)
 with open(sys.argv[1], "w") as file:
     faulthandler.register(signal.SIGUSR1, file=file)
-    print("ready", flush=True)
     waits_for_ever()
 """
 
@@ -52,7 +52,7 @@ def test_a_run_has_stalled_when_no_rank_has_moved_for_too_long() -> None:
     assert stall == Stall((beat(0, 5), behind), 61)
     assert stall.culprits == (behind,)
     assert stall.describe() == (
-        "stalled: nothing has moved for 61 s: rank 1 in 'reading a batch' of step 7; 1 other ranks wait for it"
+        "stalled: nothing has moved for 61 s: rank 1 in 'reading a batch' of step 7; the others wait"
     )
 
 
