@@ -32,7 +32,7 @@ class FailureHandling(UserCallback):  # type: ignore[misc] # ray is untyped here
         if error is not None:
             raise error
         self._mailbox.end_group.remote()
-        self._mailbox.put.remote(Event("failure", text=first_failure(worker_exceptions)))
+        self._mailbox.put.remote(Event("failure", text=describe_failure(worker_exceptions)))
 
 
 def user_error(worker_exceptions: Mapping[int, Exception]) -> LlmforgeError | None:
@@ -41,13 +41,15 @@ def user_error(worker_exceptions: Mapping[int, Exception]) -> LlmforgeError | No
     return next((exception for exception in inner if isinstance(exception, LlmforgeError)), None)
 
 
-def first_failure(worker_exceptions: Mapping[int, Exception]) -> str:
-    """What went wrong, in one line."""
+def describe_failure(worker_exceptions: Mapping[int, Exception]) -> str:
+    """What went wrong, in one line; below it the traceback of the worker where it has one."""
     rank, exception = _cause(worker_exceptions)
-    if _is_dead(exception):
+    inner = _inner(exception)
+    if _is_dead(inner):
         return f"rank {rank}: its process died"
-    first_line, *_ = str(exception).strip().splitlines() or [""]
-    return f"rank {rank}: {type(exception).__name__}: {first_line}"
+    first_line, *_ = str(inner).strip().splitlines() or [""]
+    traceback = "" if exception is inner else f"\n{str(exception).rstrip()}"
+    return f"rank {rank}: {type(inner).__name__}: {first_line}{traceback}"
 
 
 def as_user_error(error: TrainingFailedError) -> LlmforgeError | None:
@@ -60,19 +62,22 @@ def as_user_error(error: TrainingFailedError) -> LlmforgeError | None:
 
 
 def _given_up(worker_exceptions: Mapping[int, Exception]) -> ClusterError:
-    """All restarts are used up: the last failure, with the worker's own traceback."""
-    rank, exception = _cause(worker_exceptions)
-    details = "" if _is_dead(exception) else f"\n{worker_exceptions[rank]}"
+    """All restarts are used up. The traceback of the worker has been told with the failure."""
+    line, _, _ = describe_failure(worker_exceptions).partition("\n")
     return ClusterError(
-        f"the workers failed once more than max_failures allows; the last time {first_failure(worker_exceptions)}"
-        f"{details}\nWhat was saved is kept: start the job again with --resume once the cause is gone."
+        f"the workers failed once more than max_failures allows; the last time {line}\n"
+        "What was saved is kept: start the job again with --resume once the cause is gone."
     )
 
 
 def _cause(worker_exceptions: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank that failed by itself, where others failed since they lost it, and its own exception."""
-    inner = {rank: _inner(exception) for rank, exception in worker_exceptions.items()}
-    return min(inner.items(), key=lambda item: (_is_disconnected(item[1]), _is_dead(item[1]), item[0]))
+    """The rank that failed by itself, where others failed since they lost it, and what it raised."""
+
+    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
+        inner = _inner(item[1])
+        return _is_disconnected(inner), _is_dead(inner), item[0]
+
+    return min(worker_exceptions.items(), key=order)
 
 
 def _inner(exception: Exception) -> Exception:

@@ -61,7 +61,8 @@ class RunRecord:
                 self._display.message(f"step {event.step}: saved checkpoint {event.text}")
                 self._store()
             case "failure":
-                self._display.message(f"failure: {event.text}; starting the workers again")
+                line, *traceback = event.text.splitlines()
+                self._display.message("\n".join([f"failure: {line}; starting the workers again", *traceback]))
                 self._display.phase("starting workers")
                 self._has_failed = True
             case "stopped":
