@@ -42,14 +42,13 @@ def user_error(worker_exceptions: Mapping[int, Exception]) -> LlmforgeError | No
 
 
 def describe_failure(worker_exceptions: Mapping[int, Exception]) -> str:
-    """What went wrong, in one line; below it the traceback of the worker where it has one."""
-    rank, exception = _cause(worker_exceptions)
-    inner = _inner(exception)
-    if _is_dead(inner):
+    """What went wrong, in one line: of the rank that failed by itself, where others failed since they lost it."""
+    inner = {rank: _inner(exception) for rank, exception in worker_exceptions.items()}
+    rank, cause = min(inner.items(), key=lambda item: (_is_disconnected(item[1]), _is_dead(item[1]), item[0]))
+    if _is_dead(cause):
         return f"rank {rank}: its process died"
-    first_line, *_ = str(inner).strip().splitlines() or [""]
-    traceback = "" if exception is inner else f"\n{str(exception).rstrip()}"
-    return f"rank {rank}: {type(inner).__name__}: {first_line}{traceback}"
+    first_line, *_ = str(cause).strip().splitlines() or [""]
+    return f"rank {rank}: {type(cause).__name__}: {first_line}"
 
 
 def as_user_error(error: TrainingFailedError) -> LlmforgeError | None:
@@ -57,27 +56,17 @@ def as_user_error(error: TrainingFailedError) -> LlmforgeError | None:
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, LlmforgeError):
         return error.controller_failure
     if isinstance(error, WorkerGroupError):
-        return user_error(error.worker_failures) or _given_up(error.worker_failures)
+        return user_error(error.worker_failures) or _given_up(error)
     return None
 
 
-def _given_up(worker_exceptions: Mapping[int, Exception]) -> ClusterError:
-    """All restarts are used up. The traceback of the worker has been told with the failure."""
-    line, _, _ = describe_failure(worker_exceptions).partition("\n")
+def _given_up(error: WorkerGroupError) -> ClusterError:
+    """All restarts are used up. Ray's text has the tracebacks of the workers, or what is known of their death."""
     return ClusterError(
-        f"the workers failed once more than max_failures allows; the last time {line}\n"
+        f"the workers failed once more than max_failures allows; the last time"
+        f" {describe_failure(error.worker_failures)}\n{error}\n"
         "What was saved is kept: start the job again with --resume once the cause is gone."
     )
-
-
-def _cause(worker_exceptions: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """The rank that failed by itself, where others failed since they lost it, and what it raised."""
-
-    def order(item: tuple[int, Exception]) -> tuple[bool, bool, int]:
-        inner = _inner(item[1])
-        return _is_disconnected(inner), _is_dead(inner), item[0]
-
-    return min(worker_exceptions.items(), key=order)
 
 
 def _inner(exception: Exception) -> Exception:

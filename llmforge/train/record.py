@@ -61,8 +61,7 @@ class RunRecord:
                 self._display.message(f"step {event.step}: saved checkpoint {event.text}")
                 self._store()
             case "failure":
-                line, *traceback = event.text.splitlines()
-                self._display.message("\n".join([f"failure: {line}; starting the workers again", *traceback]))
+                self._display.message(f"failure: {event.text}; starting the workers again")
                 self._display.phase("starting workers")
                 self._has_failed = True
             case "stopped":
