@@ -2,12 +2,13 @@
 
     PYTHONPATH=. python benchmarks/save_cost.py .venv-s3/bin
 
-The folder has the programs of the server that the tests use; it is started on this machine, so it takes its share of
-the processors. One rank trains a Llama of 15 M parameters with random weights, all of them, on one thread; a checkpoint
-with its two Adam moments has 180 MB. Blocks of steps follow one another in turn: without a save; with one save in the
-background, as llmforge saves; with one that the training waits for. A block's time is that of its steps, the save
-included; what is still on its way at its end is waited for before the next block, outside of any time. Medians over the
-repetitions of each kind of block, and of their ratios to the block without a save in the same repetition.
+The folder has the programs of the server that the tests use; it is started on this machine, with the lowest priority,
+since elsewhere it would take none of these processors. One rank trains a Llama of 15 M parameters with random weights,
+all of them, on one thread; a checkpoint with its two Adam moments has 180 MB. Blocks of steps follow one another in
+turn: without a save; with one save in the background, as llmforge saves; with one that the training waits for. A
+block's time is that of its steps, the save included; what is still on its way at its end is waited for before the next
+block, outside of any time. Medians over the repetitions of each kind of block, and of their ratios to the block without
+a save in the same repetition.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import boto3
+import psutil
 import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer, models
@@ -74,7 +76,7 @@ def main() -> None:
     parser.add_argument("server_bin", type=Path, help="bin folder of an environment with Swift")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="of a block")
-    parser.add_argument("--tokens", type=int, default=512, help="of a step")
+    parser.add_argument("--tokens", type=int, default=768, help="of a step")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = S3Server(arguments.server_bin, Path(folder) / "server").start()
@@ -84,6 +86,8 @@ def main() -> None:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": REGION,
         }
+        for process in psutil.Process().children(recursive=True):
+            process.nice(19)
         try:
             boto3.client("s3").create_bucket(Bucket=BUCKET)
             blocks = measure(Path(folder), arguments.repetitions, arguments.steps, arguments.tokens)

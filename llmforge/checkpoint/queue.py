@@ -1,12 +1,13 @@
 """The work of saving that goes on beside the training: write first, then upload, in order, and a bounded amount of it.
 
 In: for each save what writes its files and what uploads them. Two threads, so that a save is on the disk, and its
-memory free, while an earlier one is still on its way. What stops one of them is raised in the thread that trains, and
-ends the work of all that follow.
+memory free, while an earlier one is still on its way; both yield the processor to the training. What stops one of them
+is raised in the thread that trains, and ends the work of all that follow.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,8 @@ _Written = TypeVar("_Written")
 
 CAPACITY = 2
 """Saves that are not done yet: one on its way, one that waits."""
+_NICENESS = 10
+"""A tenth of the processor time of others, where there is not enough for all."""
 
 
 class SaveQueue:
@@ -23,8 +26,8 @@ class SaveQueue:
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self._places = threading.BoundedSemaphore(capacity)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="llmforge-write")
-        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="llmforge-upload")
+        self._writer = ThreadPoolExecutor(1, "llmforge-write", initializer=_yield_to_others)
+        self._uploader = ThreadPoolExecutor(1, "llmforge-upload", initializer=_yield_to_others)
         self._saves: list[Future[None]] = []
         self._error: BaseException | None = None
 
@@ -70,3 +73,8 @@ class SaveQueue:
         except BaseException as error:
             self._error = error
             raise
+
+
+def _yield_to_others() -> None:
+    """Lower the priority of this thread, and of those that it starts; Linux knows them one by one."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -59,6 +60,20 @@ def test_the_next_save_is_written_while_one_is_on_its_way_and_a_third_waits(queu
     third.join(WAIT_SECONDS)
     queue.finish()
     assert journal.index("uploaded a") < journal.index("written c")
+
+
+def test_the_work_yields_the_processor_to_the_training(queue: SaveQueue) -> None:
+    found: list[int] = []
+
+    def look(*_: object) -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    queue.reserve()
+    queue.submit(look, look)
+    queue.finish()
+    assert found == [max(before, 10)] * 2
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 @pytest.mark.parametrize("failing", ["write", "upload"])
