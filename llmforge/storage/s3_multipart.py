@@ -189,11 +189,14 @@ def sends_checksums(client: S3Client) -> bool:
 
 
 def discard_uploads(client: S3Client, bucket: str, name_prefix: str) -> None:
-    """Abort what was begun and not ended to names that begin so; a server that lists no uploads is left alone."""
+    """Abort what was begun and not ended to names that begin so.
+
+    Nothing where the server lists no uploads, or not to these credentials: they only cost space there.
+    """
     try:
         pages = list(client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=name_prefix))
     except ClientError as error:
-        if error_code(error) not in _NO_LISTING:
+        if error_code(error) not in _NO_LOOKING:
             raise
         return
     for upload in (upload for page in pages for upload in page.get("Uploads", ())):
