@@ -38,6 +38,8 @@ class Beat:
     num_workers: int
     phase: str
     step: int
+    number: int
+    """How many the rank has sent before."""
     progress: int
     """Grows with every phase that the rank enters."""
     is_watched: bool

@@ -10,6 +10,7 @@ import signal
 import tempfile
 import threading
 import time
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ class Pulse:
         self._stack_file.unlink()
 
     def _beat(self) -> None:
-        while not self._stop.is_set():
+        for number in count():
+            if self._stop.is_set():
+                return
             started = time.monotonic()
             phase, step, progress, is_watched = self._place
             beat = Beat(
@@ -75,6 +78,7 @@ class Pulse:
                 num_workers=self._num_workers,
                 phase=phase,
                 step=step,
+                number=number,
                 progress=progress,
                 is_watched=is_watched,
                 node_id=self._node_id,

@@ -64,17 +64,27 @@ class StallWatch:
         self._timeout_seconds = timeout_seconds
         self._places: Mapping[int, tuple[int, int]] = {}
         self._moved_at = 0.0
+        self._heard: dict[int, tuple[tuple[int, int], float]] = {}
+        """By rank: group and number of its last beat, and when that was new."""
 
     def look(self, beats: Sequence[Beat], now: float) -> Stall | None:
         """Judge the latest beats at `now` (seconds of a clock that only goes forward)."""
         places = {beat.rank: (beat.group, beat.progress) for beat in beats}
         if places != self._places:
             self._places, self._moved_at = places, now
-        complete = bool(beats) and len(beats) == beats[0].num_workers
+        # A rank that does not even beat has stalled in whatever phase, and its last beat may be of the one before.
+        suspects = [self._is_silent(beat, now) or beat.is_watched for beat in beats]
+        is_complete = bool(beats) and len(beats) == beats[0].num_workers
         seconds = now - self._moved_at
-        if complete and seconds > self._timeout_seconds and all(beat.is_watched for beat in beats):
+        if is_complete and seconds > self._timeout_seconds and all(suspects):
             return Stall(tuple(sorted(beats, key=lambda beat: beat.rank)), seconds)
         return None
+
+    def _is_silent(self, beat: Beat, now: float) -> bool:
+        sign = (beat.group, beat.number)
+        if self._heard.get(beat.rank, (None, 0.0))[0] != sign:
+            self._heard[beat.rank] = (sign, now)
+        return now - self._heard[beat.rank][1] > self._timeout_seconds
 
 
 class Supervisor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -108,16 +107,3 @@ def _compare_bytes(first: Path, second: Path) -> None:
         assert all(torch.equal(expected[key], found[key]) for key in expected), name
     states = [json.loads((folder / "trainer_state.json").read_text()) for folder in folders]
     assert states[0] == states[1]
-
-
-def test_the_second_signal_leaves_at_once(job: Path) -> None:
-    with start(job, "run_name=left", "max_steps=100000") as driver:
-        driver.wait_for("step 1 of", SECONDS)
-        driver.workers()[0].suspend()  # so that the first can have no effect
-        driver.send(signal.SIGTERM)
-        driver.wait_for("stopping: ", SECONDS)
-        driver.send(signal.SIGTERM)
-        left_at = time.monotonic()
-        assert driver.wait(SECONDS) == 128 + signal.SIGINT
-        assert time.monotonic() - left_at < STALL_SECONDS
-        assert driver.hits("left at once; --resume goes on")

@@ -13,6 +13,7 @@ BEAT = Beat(
     num_workers=2,
     phase="saving",
     step=3,
+    number=4,
     progress=9,
     is_watched=True,
     node_id="ab12",

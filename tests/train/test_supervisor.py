@@ -27,13 +27,16 @@ with open(sys.argv[1], "w") as file:
 """
 
 
-def beat(rank: int, progress: int, *, group: int = 1, is_watched: bool = True, phase: str = "evaluating") -> Beat:
+def beat(
+    rank: int, progress: int, *, group: int = 1, is_watched: bool = True, phase: str = "evaluating", number: int = 0
+) -> Beat:
     return Beat(
         group=group,
         rank=rank,
         num_workers=2,
         phase=phase,
         step=7,
+        number=number,
         progress=progress,
         is_watched=is_watched,
         node_id="ab12",
@@ -69,19 +72,23 @@ def test_the_same_place_in_a_new_worker_group_is_another_one() -> None:
     assert watch.look([beat(0, 3, group=2), beat(1, 3, group=2)], now=161) is not None
 
 
-@pytest.mark.parametrize(
-    "beats",
-    [
-        [],
-        [beat(0, 3)],
-        [beat(0, 3), beat(1, 3, is_watched=False)],
-    ],
-    ids=["no worker", "one is still to come", "one does what may take long"],
-)
-def test_what_is_no_stall(beats: list[Beat]) -> None:
+@pytest.mark.parametrize("num_ranks", [0, 1])
+def test_a_group_that_is_not_complete_has_not_stalled(num_ranks: int) -> None:
     watch = StallWatch(TIMEOUT_SECONDS)
+    beats = [beat(rank, 3) for rank in range(num_ranks)]
     assert watch.look(beats, now=0) is None
     assert watch.look(beats, now=1000) is None
+
+
+def test_what_may_take_long_is_no_stall_as_long_as_the_rank_beats() -> None:
+    watch = StallWatch(TIMEOUT_SECONDS)
+    for number in range(10):
+        assert watch.look([beat(0, 3), beat(1, 3, is_watched=False, number=number)], now=50.0 * number) is None
+    last = beat(1, 3, is_watched=False, number=9)
+    assert watch.look([beat(0, 3), last], now=510) is None
+    stall = watch.look([beat(0, 3), last], now=511)
+    assert stall is not None
+    assert stall.beats[1] == last
 
 
 def test_where_nobody_is_behind_all_are_named() -> None:
