@@ -209,7 +209,7 @@ def test_a_run_folder_with_checkpoints(train: Run, tmp_path: Path) -> None:
 def test_nothing_to_resume(refused: Refused, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     assert refused(CheckpointError, resume=True) == (
-        f"--resume: {runs}/test has no complete checkpoint; start without --resume"
+        f"--resume: {runs}/test does not exist; check run_name, or start without --resume"
     )
     advice = "Name one with run_name=..., or start without --resume (a changed job is another job)"
     assert refused(CheckpointError, "run_name=null", resume=True) == (
