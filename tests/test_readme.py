@@ -41,7 +41,7 @@ def test_the_commands_of_the_readme(quickstart_material: Path, tmp_path: Path) -
     }
     commands = readme_commands()
     used = {command.split()[1] for command in commands}
-    assert used == {"validate", "prepare", "preview", "train", "generate", "chat", "schema"}
+    assert used == {"validate", "prepare", "preview", "train", "checkpoints", "generate", "chat", "schema"}
     outputs = {}
     for command in commands:
         done = subprocess.run(
@@ -54,6 +54,7 @@ def test_the_commands_of_the_readme(quickstart_material: Path, tmp_path: Path) -
     assert [row["row"] for row in rows] == [1, 2, 3]
     assert all(row["input_ids"][: len(row["prompt"]["input_ids"])] == row["prompt"]["input_ids"] for row in rows)
     assert (tmp_path / "build" / "quickstart" / "preview.html").is_file()
+    assert outputs["checkpoints"].stdout.count("complete") >= 1
     assert "Paris" in outputs["generate"].stdout
     assert "Paris" in outputs["chat"].stdout
     assert "best checkpoint: " in outputs["train"].stderr

@@ -177,8 +177,9 @@ class TrainingEngine:
             if "step" in values:
                 values["step"].fill_(state.num_updates)
         scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        for field, value in state.loss_scaler.items():
-            setattr(scaler, field, value)
+        if scaler is not None:  # ZeRO 1 to 3 have one, that of fp32 and bf16 never changes
+            for field, value in state.loss_scaler.items():
+                setattr(scaler, field, value)
 
     def _make_optimizer_state_exist(self) -> None:
         """A step with zero loss and zero learning rate: DeepSpeed lays out optimizer state only in a first step."""
