@@ -71,8 +71,10 @@ def run_checkpoints(uri: str, *, verify: bool, as_json: bool) -> bool:
     if not rows:
         raise address.no_checkpoint("checkpoint" if address.name is None else f"checkpoint {address.name}")
     if verify:
-        complete = {info.name: info for info in found.complete}
-        checked = [_verified(store, row, complete[row.name]) if row.name in complete else row for row in rows]
+        readable = {info.name: info for info in found.complete}
+        # A file that the listing lacks may not be the only one that is wrong.
+        readable |= {one.name: one.info for one in found.damaged if one.info is not None and not one.is_set_aside}
+        checked = [_verified(store, row, readable[row.name]) if row.name in readable else row for row in rows]
         rows = [row for row in checked if row is not None]
     if as_json:
         print(json.dumps({"run": address.run_uri, "checkpoints": [_json_object(row) for row in rows]}))
@@ -144,7 +146,7 @@ def _verified(store: CheckpointStore, row: CheckpointRow, info: CheckpointInfo) 
         return None
     if problems:
         return dataclasses.replace(row, state="damaged", problems=tuple(problems))
-    return dataclasses.replace(row, is_verified=True)
+    return dataclasses.replace(row, is_verified=row.state == "complete")
 
 
 @contextmanager

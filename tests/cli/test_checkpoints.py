@@ -100,6 +100,19 @@ def test_verify_names_the_wrong_file(infos: list[CheckpointInfo], tmp_path: Path
     assert "damaged" not in checkpoints(f"{tmp_path}/run").stdout
 
 
+def test_verify_names_every_wrong_file_of_a_checkpoint_that_lacks_one(
+    infos: list[CheckpointInfo], tmp_path: Path
+) -> None:
+    damage(tmp_path, infos[2])
+    (tmp_path / "run/checkpoints" / infos[2].name / "engine/state-1.bin").unlink()
+    done = checkpoints(f"{tmp_path}/run", "--verify", "--json")
+    assert done.exit_code == 1
+    rows = {row["name"]: row for row in json.loads(done.stdout)["checkpoints"]}
+    missing, changed = rows[infos[2].name]["problems"]
+    assert missing == "engine/state-1.bin: missing"
+    assert changed.startswith("model.safetensors: SHA-256 ")
+
+
 def test_the_folder_of_a_checkpoint_means_that_one(infos: list[CheckpointInfo], tmp_path: Path) -> None:
     damage(tmp_path, infos[1])
     done = checkpoints(f"{tmp_path}/run/checkpoints/{infos[0].name}", "--verify", "--json")
