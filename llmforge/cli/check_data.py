@@ -139,7 +139,13 @@ def _speed(job: JobConfig, model: ModelFacts, train: SplitStats, assumptions: As
         return f"not known; {measure}{or_name_it(job)}"
     if accelerator is None or accelerator.peak_tflops is None:
         return f"not known: the peak of {name} is not known here; {measure}"
-    speed = estimate_speed(job, model.sizes, accelerator, train.tokens / train.samples)
+    speed = estimate_speed(
+        job,
+        model.sizes,
+        accelerator,
+        tokens_per_example=train.tokens / train.examples,
+        trained_share=train.trained_tokens / train.tokens,
+    )
     if speed is None:
         return f"not known: an estimate needs the sizes of the model, and 16 bits; {measure}"
     return Speed(speed.tokens_per_second, f"an estimate: {speed.formula}")

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmforge.config.activation_plan import LOGITS_AT_ONCE, LargestBatch, plan_activations
 from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.finding import descend
 from llmforge.config.job import JobConfig
 from llmforge.config.memory_plan import (
-    LargestBatch,
+    ADAM_MOMENTS,
     MemoryPlan,
+    OptimizerSize,
+    QuantizedWeights,
     TrainedModel,
-    plan_activations,
     plan_state,
     read_sharding,
 )
+from llmforge.config.model import QuantizationConfig
 from llmforge.config.model_shape import ModelShape, count_adapter_parameters
+from llmforge.config.training import Adafactor, AdamW, AdamW8bit, OptimizerConfig, Sgd
+
+_BLOCK, _SECOND_BLOCK = 64, 256
+"""Weights that share a scale in 4 bits, and scales that share one in double quantization: bitsandbytes' defaults."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,45 @@ def trained_model(job: JobConfig, model: ModelSizes) -> TrainedModel | None:
     if num_base is None or num_trained is None:
         return None
     size = 4 if job.precision == "fp32" else 2
-    return TrainedModel(num_base + num_adapter, num_trained, size, has_fp32_gradients=_adds_in_fp32(job, model))
+    return TrainedModel(
+        num_base + num_adapter,
+        num_trained,
+        size,
+        has_fp32_gradients=_adds_in_fp32(job, model),
+        quantized=None if job.quantization is None else quantized_weights(model.shape, job.quantization),
+        optimizer=_optimizer_size(job.optimizer),
+    )
+
+
+def _optimizer_size(optimizer: OptimizerConfig) -> OptimizerSize:
+    match optimizer:
+        case AdamW():
+            return ADAM_MOMENTS
+        case AdamW8bit():  # every 256 numbers share a scale in fp32
+            return OptimizerSize(2 * (1 + 4 / 256), "Adam moments in 8 bits")
+        case Adafactor():
+            return OptimizerSize(0, "sums of rows and columns, which are few")
+        case Sgd():
+            return OptimizerSize(4 if optimizer.momentum else 0, "momentum")
+
+
+def quantized_weights(shape: ModelShape | None, quantization: QuantizationConfig) -> QuantizedWeights | None:
+    """The weights of the linear layers as bitsandbytes holds them; None where the layers are not known.
+
+    Of 4 bits, every 64 weights share a scale in fp32, or in one byte of which every 256 share another scale in fp32
+    (double quantization; Dettmers et al. 2023, "QLoRA", section 3). Of 8 bits, every output has a scale in fp32.
+    """
+    if shape is None:
+        return None
+    sizes = [(linear.num_inputs * linear.num_outputs, linear.num_outputs) for linear in shape.linear_layers()]
+    num_weights = sum(size for size, _ in sizes)
+    if quantization.bits == 8:
+        return QuantizedWeights(num_weights, num_weights + 4 * sum(outputs for _, outputs in sizes))
+    num_scales = sum(-(-size // _BLOCK) for size, _ in sizes)
+    if not quantization.double_quantization:
+        return QuantizedWeights(num_weights, num_weights // 2 + 4 * num_scales)
+    num_second_scales = sum(-(-size // (_BLOCK * _SECOND_BLOCK)) for size, _ in sizes)
+    return QuantizedWeights(num_weights, num_weights // 2 + num_scales + 4 * num_second_scales)
 
 
 def largest_batch(job: JobConfig, sequences: SequenceSizes, num_sequences: int) -> LargestBatch:
@@ -71,10 +116,12 @@ def largest_batch(job: JobConfig, sequences: SequenceSizes, num_sequences: int) 
     return LargestBatch(
         num_sequences=num_sequences,
         num_tokens=num_tokens,
-        # Logits are computed at every position that some sequence of the batch trains.
-        num_logit_columns=min(num_tokens, num_sequences * sequences.most_trained),
+        num_trained_tokens=num_sequences * sequences.most_trained,
         gradient_checkpointing=job.gradient_checkpointing,
-        attention=job.attention,
+        has_masks=job.attention in ("sdpa", "eager"),
+        keeps_scores=job.attention == "eager",
+        trains_head=job.lora_config is None or "lm_head" in (job.lora_config.modules_to_save or ()),
+        logits_at_once=LOGITS_AT_ONCE["cpu" if job.accelerator == "cpu" else "gpu"],
     )
 
 

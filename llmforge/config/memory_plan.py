@@ -1,11 +1,10 @@
 """How much memory of each device training takes, part by part: arithmetic on numbers given to it.
 
-In: parameter counts, how they are trained, and the largest batch. Out: bytes of each part with the formula that gave
-them, so that a person can check it. Parameters, gradients and optimizer are what DeepSpeed 0.19 keeps under
-`train/engine.py`, measured in fp32 and bf16 (fp16 by its source); the ZeRO paper (Rajbhandari et al. 2020, section 3)
-says why.
-Activations are counted layer by layer as `transformers` computes a Llama, and are an estimate for its relatives.
-Not counted: the CUDA context (about half a GiB) and what the allocator cannot use; `fits` leaves room for both.
+In: parameter counts, and how they are trained. Out: bytes of each part with the formula that gave them, so that a
+person can check it. Parameters, gradients and optimizer are what DeepSpeed 0.19 keeps under `train/engine.py`, measured
+in fp32 and bf16 (fp16 by its source); the ZeRO paper (Rajbhandari et al. 2020, section 3) says why.
+`activation_plan.py` counts what a batch adds. Not counted: the CUDA context (about half a GiB) and what the allocator
+cannot use; `fits` leaves room for both.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmforge.config.finding import descend
-from llmforge.config.model_shape import ModelShape
 
 GIB = 2**30
 USABLE_SHARE = 0.9
@@ -23,6 +21,26 @@ USABLE_SHARE = 0.9
 _BUCKET_ELEMENTS = 500_000_000
 _LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's defaults of `reduce_bucket_size` and `stage3_max_live_parameters`."""
+
+
+@dataclass(frozen=True)
+class QuantizedWeights:
+    """Base weights as bitsandbytes holds them."""
+
+    num_weights: int
+    num_bytes: int
+    """Scales included."""
+
+
+@dataclass(frozen=True)
+class OptimizerSize:
+    """What an optimizer keeps of each trained parameter."""
+
+    num_bytes: float
+    name: str
+
+
+ADAM_MOMENTS = OptimizerSize(8, "Adam moments")
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,9 @@ class TrainedModel:
     """4 in fp32, 2 in bf16 and fp16."""
     has_fp32_gradients: bool
     """Whether gradients are added up in fp32 beside weights in fewer bits, as under bf16."""
+    quantized: QuantizedWeights | None = None
+    """Those of `num_parameters` that are held in 4 or 8 bits."""
+    optimizer: OptimizerSize = ADAM_MOMENTS
 
 
 @dataclass(frozen=True)
@@ -48,19 +69,6 @@ class Sharding:
     live_elements: int = _LIVE_ELEMENTS
     offloads_optimizer: bool = False
     offloads_parameters: bool = False
-
-
-@dataclass(frozen=True)
-class LargestBatch:
-    """The micro-batch that takes most memory."""
-
-    num_sequences: int
-    num_tokens: int
-    """Of each sequence, padding included."""
-    num_logit_columns: int
-    """Positions of each sequence at which logits are computed."""
-    gradient_checkpointing: bool
-    attention: str
 
 
 @dataclass(frozen=True)
@@ -108,40 +116,14 @@ def plan_state(model: TrainedModel, sharding: Sharding) -> tuple[MemoryPart, ...
     return (*parts, buffers) if buffers.num_bytes else parts
 
 
-def plan_activations(shape: ModelShape, model: TrainedModel, batch: LargestBatch) -> tuple[MemoryPart, ...]:
-    """What the forward pass keeps for the backward pass, and the most that one step of either needs beside it."""
-    tokens = batch.num_sequences * batch.num_tokens
-    layer_bytes, layer_formula = _layer(shape, model.bytes_per_weight, batch)
-    logit_elements = batch.num_sequences * batch.num_logit_columns * shape.vocab_size
-    logits = MemoryPart(
-        "logits and their gradients",
-        12 * logit_elements,
-        f"12 B (fp32 log-probabilities and two gradients) x {batch.num_sequences} sequences x "
-        f"{batch.num_logit_columns:,} positions x {shape.vocab_size:,} tokens of the vocabulary",
-    )
-    last_norm = shape.hidden_size * (4 + model.bytes_per_weight)
-    if batch.gradient_checkpointing:
-        per_layer = tokens * shape.hidden_size * model.bytes_per_weight
-        formula = f"{tokens:,} tokens x {shape.hidden_size:,} x {model.bytes_per_weight} B, the input of each layer"
-    else:
-        per_layer, formula = layer_bytes, layer_formula
-    kept = MemoryPart(
-        "activations",
-        shape.num_layers * per_layer + tokens * last_norm,
-        f"{shape.num_layers} layers x ({formula}) + {tokens:,} tokens x {last_norm:,} B of the last norm",
-    )
-    if not batch.gradient_checkpointing:
-        return kept, logits
-    passing, passing_formula = _passing(shape, model.bytes_per_weight, batch)
-    if logits.num_bytes >= layer_bytes + passing:
-        return kept, logits
-    formula = f"{layer_formula} + {passing_formula}; more than the logits take, which come before"
-    return kept, MemoryPart("one layer computed again", layer_bytes + passing, formula)
-
-
 def _parameters(model: TrainedModel, sharding: Sharding) -> MemoryPart:
-    num_bytes = model.num_parameters * model.bytes_per_weight
-    formula = f"{model.num_parameters:,} x {model.bytes_per_weight} B"
+    whole = model.num_parameters - (model.quantized.num_weights if model.quantized else 0)
+    num_bytes = whole * model.bytes_per_weight
+    formula = f"{whole:,} x {model.bytes_per_weight} B"
+    if model.quantized is not None:
+        num_bytes += model.quantized.num_bytes
+        size = model.quantized.num_bytes / model.quantized.num_weights
+        formula += f" + {model.quantized.num_weights:,} quantized x {size:.3f} B"
     if sharding.offloads_parameters:
         return MemoryPart("parameters", 0, f"{formula}, offloaded")
     return _shared("parameters", num_bytes, formula, sharding, from_stage=3)
@@ -159,12 +141,12 @@ def _gradients(model: TrainedModel, sharding: Sharding) -> MemoryPart:
 
 def _optimizer(model: TrainedModel, sharding: Sharding) -> MemoryPart:
     # ZeRO holds weights in fp32 of its own, also beside weights in fp32.
-    size = 12 if sharding.stage >= 1 else 8
-    what = "4 B fp32 weight + 8 B Adam moments" if sharding.stage >= 1 else "8 B Adam moments"
-    formula = f"{model.num_trained:,} trained x ({what})"
+    size = model.optimizer.num_bytes + (4 if sharding.stage >= 1 else 0)
+    what = f"{model.optimizer.num_bytes:g} B {model.optimizer.name}"
+    formula = f"{model.num_trained:,} trained x ({'4 B fp32 weight + ' if sharding.stage >= 1 else ''}{what})"
     if sharding.offloads_optimizer:
         return MemoryPart("optimizer", 0, f"{formula}, offloaded")
-    return _shared("optimizer", model.num_trained * size, formula, sharding, from_stage=1)
+    return _shared("optimizer", int(model.num_trained * size), formula, sharding, from_stage=1)
 
 
 def _buffers(model: TrainedModel, sharding: Sharding) -> MemoryPart:
@@ -187,37 +169,3 @@ def _shared(name: str, num_bytes: int, formula: str, sharding: Sharding, *, from
         return MemoryPart(name, num_bytes, formula)
     shared = f"{formula} / {sharding.num_devices} devices (ZeRO stage {sharding.stage})"
     return MemoryPart(name, -(-num_bytes // sharding.num_devices), shared)
-
-
-def _layer(shape: ModelShape, size: int, batch: LargestBatch) -> tuple[int, str]:
-    """Bytes that one decoder layer keeps for its backward pass, and their formula.
-
-    Per token: two norms (the input in fp32, the normed and the scaled value), queries, keys, values and the result of
-    attention for every head (keys and values are repeated where heads share them) and a sum in fp32, four tensors of
-    the inner size. Per pair of tokens: what keeps packed examples apart, and with `eager` attention the weights of
-    every head.
-    """
-    norms = 2 * shape.hidden_size * (4 + 2 * size)
-    attention = shape.num_heads * (4 * shape.head_dim * size + 4)
-    inner = 4 * shape.intermediate_size * size
-    per_token = norms + attention + inner
-    weights = 4 if size == 4 else 4 + size  # computed in fp32, and kept in the precision of the values as well
-    per_pair = size + (shape.num_heads * weights if batch.attention == "eager" else 0)
-    tokens = batch.num_sequences * batch.num_tokens
-    formula = (
-        f"{tokens:,} tokens x {per_token:,} B + {batch.num_sequences} x {batch.num_tokens:,} x "
-        f"{batch.num_tokens:,} pairs x {per_pair} B"
-    )
-    return tokens * per_token + tokens * batch.num_tokens * per_pair, formula
-
-
-def _passing(shape: ModelShape, size: int, batch: LargestBatch) -> tuple[int, str]:
-    """Bytes of the gradients that are on their way through one layer, and their formula: three of the inner size, a
-    norm's two in fp32, and with `eager` attention one in fp32 for every weight.
-    """
-    tokens = batch.num_sequences * batch.num_tokens
-    per_token = 3 * shape.intermediate_size * size + 2 * shape.hidden_size * 4
-    per_pair = 4 * shape.num_heads if batch.attention == "eager" else 0
-    return tokens * (per_token + batch.num_tokens * per_pair), f"gradients on their way, {tokens:,} tokens x " + (
-        f"{per_token + batch.num_tokens * per_pair:,} B"
-    )

@@ -20,6 +20,13 @@ LoraInit = Annotated[
     ),
 ]
 """PEFT's names for initial adapter weights that need no data."""
+_REFUSED_INITS = {
+    "eva": "it needs a pass over the data before training",
+    "corda": "it needs a pass over the data before training",
+    "lora_ga": "it needs gradients over the data before training",
+    "loftq": "it quantizes the base weights in a way that can neither be stored nor served",
+    "mica": "it freezes half of the adapter, which a checkpoint of the trained weights would lack",
+}
 
 
 class HubModel(StrictModel):
@@ -82,9 +89,24 @@ class LoraConfig(StrictModel):
     fan_in_fan_out: bool = False
     """The replaced layer stores its weight as (in, out), as GPT-2's `Conv1D` does."""
     lora_bias: bool = False
-    """Give the adapter's second matrix a bias."""
+    """PEFT's bias of the adapter's second matrix. Allowed is false: it can be neither served nor, as a rule, merged."""
+    ensure_weight_tying: bool = False
+    """Where input and output share one matrix: train it once and keep it shared, for `modules_to_save`,
+    `target_modules` and `trainable_token_indices`."""
     task_type: Literal["CAUSAL_LM"] = "CAUSAL_LM"
     """PEFT's name for the kind of model."""
+
+    @field_validator("init_lora_weights", mode="before")
+    @classmethod
+    def _check_init(cls, value: object) -> object:
+        if isinstance(value, str) and value in _REFUSED_INITS:
+            raise ValueError(f"found {value!r}, which is not offered: {_REFUSED_INITS[value]}; use true")
+        return value
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether the adapter starts with a part of the base weights, which is taken out of them."""
+        return isinstance(self.init_lora_weights, str) and self.init_lora_weights.startswith(("pissa", "olora"))
 
 
 class QuantizationConfig(StrictModel):
@@ -123,10 +145,12 @@ class ModelKeys(StrictModel):
     """Hold the base weights in 4 or 8 bits under the adapter (QLoRA)."""
     generation_config: GenerationConfig | None = None
     """Prompt format, stop tokens and sampling. Default: those of the model's family."""
-    attention: Literal["auto", "sdpa", "flex", "flash_attention_2", "eager"] = "auto"
-    """Attention back end; `auto` takes the best one that keeps packed examples apart."""
+    attention: Literal["auto", "flash_attention_2", "varlen", "sdpa_per_document", "flex", "sdpa", "eager"] = "auto"
+    """Attention back end. `auto` takes the first that the model, the device and the installed packages allow, and says
+    which: flash attention, torch's variable-length attention, SDPA one document after another, SDPA with a
+    block-diagonal mask, `eager`. One that would let packed examples see each other is refused."""
     flash_attention_2: bool = True
-    """Let `attention: auto` use flash attention; where it is not installed SDPA is used, with a notice."""
+    """Let `attention: auto` use the flash-attn package where it is installed."""
     embedding_scaling_technique: Literal["none", "linear"] = "none"
     """Stretch the position embedding for a `context_length` beyond the model's."""
     gradient_checkpointing: bool = True

@@ -22,7 +22,8 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import UNKNOWN_MODEL, ModelSizes, trained_model
 from llmforge.config.memory_plan import GIB
 from llmforge.config.prompt_format import GenerationConfig
-from llmforge.config.training import AdamW, DeepSpeedFile
+from llmforge.config.serving import serving_warnings
+from llmforge.config.training import Adafactor, DeepSpeedFile
 from llmforge.config.zero import choose_zero_stage
 from llmforge.errors import ConfigError, Problem
 
@@ -55,16 +56,16 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
             "task": _task(job),
             "accelerator": "gpu" if gpu else "cpu",
             "precision": precision,
-            "attention": _attention(job, gpu),
             "packing": job.padding is None if job.packing is None else job.packing,
             "padding": job.padding or (None if job.packing in (None, True) else "longest"),
             "learning_rate": job.learning_rate or _learning_rate(job),
             "train_batch_size_per_device": job.train_batch_size_per_device or _batch_size_of_deepspeed(job),
-            "optimizer": _optimizer(job, gpu),
             "lora_config": _lora_config(job),
             "generation_config": _generation_config(job),
         }
     )
+    for warning in () if job.lora_config is None else serving_warnings(job.lora_config):
+        _LOG.warning(warning)
     job = job.model_copy(update={"deepspeed": _deepspeed(job, facts)})
     return job.model_copy(update={"run_name": job.run_name or _default_run_name(job, facts.started_at, digest)})
 
@@ -111,7 +112,7 @@ def _uses_gpu(job: JobConfig, facts: JobFacts) -> bool:
 def _precision(job: JobConfig, gpu: bool) -> str:
     if job.precision != "auto":
         return job.precision
-    inline = {} if job.deepspeed is None or isinstance(job.deepspeed, DeepSpeedFile) else job.deepspeed
+    inline = _section(job)
     for precision in ("bf16", "fp16"):
         if descend(inline, (precision, "enabled"))[1] is True:
             _LOG.info("precision: %s, since the deepspeed section enables it", precision)
@@ -120,12 +121,27 @@ def _precision(job: JobConfig, gpu: bool) -> str:
     return "bf16" if gpu else "fp32"
 
 
+def _section(job: JobConfig) -> dict[str, Any]:
+    """The deepspeed section; empty where there is none, or a file that is not read yet."""
+    return {} if job.deepspeed is None or isinstance(job.deepspeed, DeepSpeedFile) else job.deepspeed
+
+
+def _highest_stage(job: JobConfig) -> int:
+    """Above 0 Adafactor's matrices are no matrices any more; stage 3 would divide 8 bit weights and bitsandbytes keep
+    them: nothing is saved.
+    """
+    if isinstance(job.optimizer, Adafactor):
+        return 0
+    return 2 if job.quantization is not None and job.quantization.bits == 8 else 3
+
+
 def _check_facts(job: JobConfig, facts: JobFacts, precision: str) -> None:
     problems = []
     if job.accelerator == "gpu" and not facts.has_gpu:
         problems.append(Problem("found gpu, but the cluster has none; choose auto or cpu, or add a GPU", "accelerator"))
     if precision == "fp16" and (job.accelerator == "cpu" or not facts.has_gpu):
         problems.append(Problem("found fp16, allowed on CPUs: bf16, fp32 or auto", "precision"))
+    problems += _stage_problems(job, precision)
     longest = facts.model_context_length
     too_long = longest is not None and job.context_length is not None and job.context_length > longest
     if too_long and job.embedding_scaling_technique == "none":
@@ -133,6 +149,20 @@ def _check_facts(job: JobConfig, facts: JobFacts, precision: str) -> None:
         problems.append(Problem(found, "context_length"))
     if problems:
         raise ConfigError.from_problems(problems)
+
+
+def _stage_problems(job: JobConfig, precision: str) -> list[Problem]:
+    asked = zero_stage_of(_section(job))
+    stage = max(asked, lowest_zero_stage(precision))
+    if stage <= _highest_stage(job):
+        return []
+    if isinstance(job.optimizer, Adafactor):
+        why = "the deepspeed section asks for" if asked else f"precision {precision} needs"
+        found = f"found adafactor, but {why} ZeRO stage {stage}; allowed: stage 0 and precision fp32"
+        reason = "from stage 1 on rows and columns of a matrix are lost, and results would depend on num_devices"
+        return [Problem(f"{found} ({reason}); use adamw_8bit, or adamw with offload_optimizer", "optimizer.type")]
+    found = "found 3, allowed with quantization in 8 bits: 0 to 2 (each device keeps all of its 8 bit weights)"
+    return [Problem(f"{found}; use bits: 4, or a lower stage", "deepspeed.zero_optimization.stage")]
 
 
 def _check_family(job: JobConfig) -> None:
@@ -156,20 +186,6 @@ def _learning_rate(job: JobConfig) -> float:
     rate, method = (1e-4, "with") if job.method == "lora" else (1e-5, "without")
     _LOG.info("learning_rate: %g, the default %s lora_config", rate, method)
     return rate
-
-
-def _attention(job: JobConfig, gpu: bool) -> str:
-    if job.attention != "auto":
-        return job.attention
-    if gpu and job.flash_attention_2:
-        _LOG.info("attention: sdpa; flash_attention_2 is not used yet")
-    return "sdpa"
-
-
-def _optimizer(job: JobConfig, gpu: bool) -> Any:
-    if isinstance(job.optimizer, AdamW) and job.optimizer.fused is None:
-        return job.optimizer.model_copy(update={"fused": gpu})
-    return job.optimizer
 
 
 def _lora_config(job: JobConfig) -> Any:
@@ -202,7 +218,9 @@ def _deepspeed(job: JobConfig, facts: JobFacts) -> Any:
         return job.deepspeed
     accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
     memory_bytes = None if accelerator is None else accelerator.memory_gib * GIB
-    stage, reason = choose_zero_stage(trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest)
+    stage, reason = choose_zero_stage(
+        trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest, highest=_highest_stage(job)
+    )
     _LOG.info("ZeRO stage %d: %s", stage, reason)
     given: Any = job.deepspeed or {}
     return given | {"zero_optimization": given.get("zero_optimization", {}) | {"stage": stage}}

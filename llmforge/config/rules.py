@@ -42,6 +42,19 @@ def _quantization(job: JobKeys) -> Iterator[Finding]:
         return
     if job.lora_config is None:
         yield Finding(("quantization",), "needs lora_config: weights in few bits cannot be trained; add it")
+    if job.lora_config is not None and job.lora_config.changes_base:
+        yield Finding(
+            ("lora_config", "init_lora_weights"),
+            f"found {job.lora_config.init_lora_weights}, which takes a part out of the base weights and does not fit "
+            "beside quantization: what remains would be rounded anew, and the saved adapter would not make up for it; "
+            "use true",
+        )
+    if job.quantization.bits == 8 and job.lora_config is not None and job.lora_config.use_dora:
+        yield Finding(
+            ("lora_config", "use_dora"),
+            "found true, allowed with 8 bits is false: PEFT's DoRA loses the scales of such weights; use bits: 4, or "
+            "remove the key",
+        )
     if job.quantization.type is not None and (job.quantization.type == "int8") != (job.quantization.bits == 8):
         yield Finding(
             ("quantization", "type"),
@@ -59,8 +72,75 @@ def _adapter(job: JobKeys) -> Iterator[Finding]:
 
 def _lora_layers(job: JobKeys) -> Iterator[Finding]:
     lora = job.lora_config
-    if lora is not None and lora.layers_pattern is not None and lora.layers_to_transform is None:
+    if lora is None:
+        return
+    if lora.layers_pattern is not None and lora.layers_to_transform is None:
         yield Finding(("lora_config", "layers_pattern"), "needs layers_to_transform; add it, or remove this key")
+    if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+        for key in ("layers_to_transform", "layers_pattern"):
+            if getattr(lora, key) is not None:
+                yield Finding(
+                    ("lora_config", key),
+                    "cannot stand beside a regular expression in target_modules, which names the layers itself; remove "
+                    "this key, or give target_modules as a list",
+                )
+
+
+def _lora_start(job: JobKeys) -> Iterator[Finding]:
+    """What PEFT refuses of initial values, said before anything is loaded."""
+    lora = job.lora_config
+    if lora is None:
+        return
+    key, init = ("lora_config", "init_lora_weights"), lora.init_lora_weights
+    if init == "orthogonal" and any(rank % 2 for rank in (lora.r, *lora.rank_pattern.values())):
+        yield Finding(key, "found orthogonal, which needs even ranks (r, rank_pattern); choose one, or use true")
+    if lora.changes_base and job.initial_adapter_model_ckpt_path is not None:
+        yield Finding(key, f"found {init}, but initial_adapter_model_ckpt_path gives the initial values; remove it")
+    if lora.changes_base and lora.fan_in_fan_out:
+        yield Finding(key, f"found {init}, which is not offered for layers of fan_in_fan_out; use true")
+    if lora.changes_base and lora.use_rslora and (lora.rank_pattern or lora.alpha_pattern):
+        yield Finding(
+            key,
+            f"found {init}, which cannot be saved for the published base where use_rslora meets rank_pattern or "
+            "alpha_pattern; remove one of them",
+        )
+
+
+def _lora_kinds(job: JobKeys) -> Iterator[Finding]:
+    """What PEFT cannot do together, said before anything is loaded."""
+    lora = job.lora_config
+    if lora is None:
+        return
+    if lora.lora_bias:
+        yield Finding(
+            ("lora_config", "lora_bias"),
+            "found true, allowed is false: such an adapter can be neither served by vLLM and its kind nor merged into "
+            "layers that have no bias; remove the key",
+        )
+    if lora.target_parameters:
+        for key in ("lora_dropout", "fan_in_fan_out", "use_dora"):
+            if getattr(lora, key):
+                yield Finding(
+                    ("lora_config", key),
+                    f"found {getattr(lora, key)}, but target_parameters adapts parameters without a layer of their "
+                    "own, for which there is none; remove one of them",
+                )
+        if lora.changes_base:
+            yield Finding(
+                ("lora_config", "target_parameters"),
+                f"cannot start with init_lora_weights {lora.init_lora_weights}; remove one of them",
+            )
+
+
+def _liger_losses(job: JobKeys) -> Iterator[Finding]:
+    arguments = {} if job.liger_kernel is None else job.liger_kernel.kwargs
+    for key in ("cross_entropy", "fused_linear_cross_entropy"):
+        if arguments.get(key):
+            yield Finding(
+                ("liger_kernel", "kwargs", key),
+                "found true, allowed is false: llmforge computes the loss itself, at trained positions only and "
+                "without the full matrix of logits; remove the key",
+            )
 
 
 def _task(job: JobKeys) -> Iterator[Finding]:
@@ -105,6 +185,11 @@ def _precision(job: JobKeys) -> Iterator[Finding]:
         yield Finding(("precision",), "found fp16 with accelerator cpu, allowed on CPUs: fp32, bf16, auto")
 
 
+def _nesterov(job: JobKeys) -> Iterator[Finding]:
+    if job.optimizer.type == "sgd" and job.optimizer.nesterov and job.optimizer.momentum == 0:
+        yield Finding(("optimizer", "nesterov"), "needs momentum above 0; add optimizer.momentum, or remove this key")
+
+
 def _flash_attention(job: JobKeys) -> Iterator[Finding]:
     if job.attention == "flash_attention_2" and not job.flash_attention_2:
         yield Finding(("attention",), "found flash_attention_2, but flash_attention_2 is false; remove one of them")
@@ -115,10 +200,14 @@ RULES: tuple[Rule, ...] = (
     Rule(("quantization", "lora_config"), _quantization),
     Rule(("initial_adapter_model_ckpt_path", "lora_config"), _adapter),
     Rule(("lora_config",), _lora_layers),
+    Rule(("lora_config", "initial_adapter_model_ckpt_path"), _lora_start),
+    Rule(("lora_config",), _lora_kinds),
+    Rule(("liger_kernel",), _liger_losses),
     Rule(("task", "classifier_config", "preference_tuning_config"), _task),
     Rule(("task", "dataset"), _trained_turns),
     Rule(("valid_path", "dataset", "early_stopping", "eval_first"), _validation_data),
     Rule(("valid_path",), _mixture),
     Rule(("precision", "accelerator"), _precision),
+    Rule(("optimizer",), _nesterov),
     Rule(("attention", "flash_attention_2"), _flash_attention),
 )

@@ -63,12 +63,7 @@ _TABLE: tuple[_Missing, ...] = (
     *_source_rows("valid_path"),
     _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
     _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),
-    _Missing(("initial_adapter_model_ckpt_path", "repo_id"), _given, "download the adapter to a local folder"),
-    _Missing(("quantization",), _given, "remove it: the base weights are held in the job's precision"),
-    _Missing(("liger_kernel", "enabled"), _given, "set it to false"),
-    _Missing(("attention",), _other_than("auto", "sdpa", "eager"), "allowed for now: auto, sdpa, eager"),
     _Missing(("embedding_scaling_technique",), _other_than("none"), "choose a context_length the model has"),
-    _Missing(("optimizer", "type"), _other_than("adamw"), "allowed for now: adamw"),
     _Missing(("logger",), _given, "remove it: metrics.jsonl and the progress display are always on"),
     _Missing(("evaluation",), _given, "remove it"),
 )

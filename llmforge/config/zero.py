@@ -12,20 +12,25 @@ _SHARE_FOR_STATE = 0.6
 
 
 def choose_zero_stage(
-    model: TrainedModel | None, num_devices: int, device_memory_bytes: float | None, *, lowest: int = 0
+    model: TrainedModel | None,
+    num_devices: int,
+    device_memory_bytes: float | None,
+    *,
+    lowest: int = 0,
+    highest: int = 3,
 ) -> tuple[int, str]:
-    """(the lowest stage from `lowest` on that fits, the reason in words)."""
+    """(the lowest stage from `lowest` to `highest` that fits, the reason in words)."""
     if num_devices == 1:
         return lowest, "one device has nothing to share" + (", and 16 bits need stage 1" if lowest else "")
     if model is None or device_memory_bytes is None:
         unknown = "size of the model" if model is None else "memory of the devices"
-        return 2, f"the {unknown} is not known"
+        return min(2, highest), f"the {unknown} is not known"
     room = device_memory_bytes * _SHARE_FOR_STATE
-    for stage in range(lowest, 4):
+    for stage in range(lowest, highest + 1):
         needed = state_bytes(model, stage, num_devices)
         if needed <= room:
             return stage, f"{_gib(needed)} of model state per device fit into {_gib(room)}"
-    return 3, (
+    return highest, (
         f"even shared by {num_devices} devices the model state takes {_gib(needed)} of {_gib(room)} per device; "
         "use more devices, or offload_optimizer in the deepspeed section"
     )

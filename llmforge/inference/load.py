@@ -17,8 +17,9 @@ from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.models.adapter_files import load_adapter
 from llmforge.models.folder import model_folder, read_tokenizer_json
-from llmforge.models.load import Attention, Precision, load_adapter, load_base_model, load_tokenizer
+from llmforge.models.load import Attention, Precision, load_base_model, load_tokenizer
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 OPTIMIZER_PREFIX = "optimizer/"
@@ -71,7 +72,10 @@ def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
         return load_base_model(folder, folder, precision=precision, attention=attention)
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
     weights = model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
-    base = load_base_model(architecture, weights, precision=precision, attention=attention)
+    # In few bits where it was trained so: the adapter has learnt to make up for their rounding.
+    base = load_base_model(
+        architecture, weights, precision=precision, attention=attention, quantization=job.quantization
+    )
     return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
 
 

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from llmforge.metrics.data_facts import Lengths
-from llmforge.metrics.meters import Record
+from llmforge.metrics.meters import PARTS, Record
 
 MAX_POINTS = 600
 """Points of one line: more than a screen can show, few enough for a page of some hundred kilobytes."""
@@ -30,6 +30,13 @@ MAX_POINTS = 600
 _POINTS_PER_INCH = 72
 # Colours that nothing else draws with; each stands for a CSS variable until the SVG text is rewritten.
 _VARIABLES = {"train": "#0a0b01", "eval": "#0a0b02", "text": "#0a0b03", "muted": "#0a0b04", "line": "#0a0b05"}
+_PART_LOOKS = {
+    "data": ("eval", 1.0),
+    "forward": ("train", 0.35),
+    "backward": ("train", 0.65),
+    "optimizer": ("train", 1.0),
+}
+"""Colour and opacity of each of `PARTS`."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +73,14 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
         ("Gradient norm", "train/grad_norm", 1.0),
         ("Trained tokens per second", "train/trained_tokens_per_second", 1.0),
         ("Seconds per step", "train/step_seconds", 1.0),
+        ("MFU (%)", "train/mfu", 0.01),
+        ("Padding (%)", "train/padding_share", 0.01),
         ("Peak memory (GiB)", "train/peak_memory_bytes", 2.0**30),
     ):
         if any(key in record for record in records):
             charts.append(Chart(title, _svg(_draw_quantity(key, unit), records, 360, 220)))
+    if any(_has_parts(record) for record in records):
+        charts.append(Chart("Where the time of a step goes (%)", _svg(_draw_parts, records, 360, 220)))
     return charts
 
 
@@ -128,6 +139,46 @@ def _draw_quantity(key: str, unit: float) -> Callable[[Axes, Sequence[Record]], 
             axes.set_ylim(0, 1.08 * finite.max() / unit if finite.any() else 1)
 
     return draw
+
+
+def _has_parts(record: Record) -> bool:
+    """Whether the time of the step was measured, and all parts of it."""
+    return record.get("train/step_seconds", 0.0) > 0 and all(f"train/{part}_seconds" in record for part in PARTS)
+
+
+def _draw_parts(axes: Axes, records: Sequence[Record]) -> None:
+    """Shares of the step's time above each other; what is missing to the whole is none of the parts."""
+    measured = [record for record in records if _has_parts(record)]
+    steps = np.array([record["step"] for record in measured], dtype=np.float64)
+    shares = np.array(
+        [
+            [100 * record[f"train/{part}_seconds"] / record["train/step_seconds"] for part in PARTS]
+            for record in measured
+        ]
+    )
+    if steps.size > MAX_POINTS // 4:
+        stretches = np.array_split(np.arange(steps.size), MAX_POINTS // 4)
+        steps, shares = (np.array([values[found].mean(axis=0) for found in stretches]) for values in (steps, shares))
+    elif steps.size == 1:
+        steps, shares = steps[0] + np.array([-0.4, 0.4]), np.repeat(shares, 2, axis=0)
+    below = np.zeros(steps.size)
+    for part, share in zip(PARTS, shares.T, strict=True):
+        color, alpha = _PART_LOOKS[part]
+        label = "data wait" if part == "data" else part
+        axes.fill_between(steps, below, below + share, color=_VARIABLES[color], alpha=alpha, linewidth=0, label=label)
+        below = below + share
+    axes.set_ylim(0, 100)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.98),
+        ncols=len(PARTS),
+        frameon=False,
+        labelcolor=_VARIABLES["text"],
+        fontsize=9,
+        handlelength=0.9,
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
 
 
 def _plot(

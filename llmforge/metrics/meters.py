@@ -4,59 +4,129 @@ In: what one optimizer step took, as a `StepSample`; clock readings; a loss. Out
 record, an estimate of the time left, a perplexity, a duration in words. It reads no clock, no device and no model,
 so it needs no torch.
 
-A metric record is one flat mapping: `step`, `epoch`, `train/loss`, `train/lr`, `train/grad_norm`,
-`train/trained_tokens_per_second`, `train/tokens_per_second`, `train/step_seconds`, `train/peak_memory_bytes`,
-`eval/loss`, `eval/perplexity`, `eval/trained_tokens`, `eval/seconds`. A record may hold any part of these.
+A metric record is one flat mapping; it may hold any part of these keys, whose meaning `docs/metrics.md` gives:
+
+- `step`, `epoch`, `train/loss`, `train/lr`, `train/grad_norm`;
+- `train/trained_tokens_per_second`, `train/tokens_per_second`, and both with `_per_device`;
+- `train/step_seconds`, and of it `train/data_seconds`, `train/forward_seconds`, `train/backward_seconds`,
+  `train/optimizer_seconds`;
+- `train/padding_share`, `train/tflops_per_device`, `train/mfu`, `train/mfu_6n`;
+- `train/peak_memory_bytes`, `train/peak_memory_bytes/rank_0` and so on;
+- `eval/loss`, `eval/perplexity`, `eval/trained_tokens`, `eval/seconds`;
+- `save/seconds`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Record = Mapping[str, float]
 """A metric record."""
 
+PARTS = ("data", "forward", "backward", "optimizer")
+"""What the time of a step goes into: waiting for its batch, the loss, the gradients, the update of the weights."""
+RANK_MEMORY_PREFIX = "train/peak_memory_bytes/rank_"
+
 
 @dataclass(frozen=True)
 class StepSample:
-    """What one optimizer step worked on, over all ranks, and how long it took."""
+    """What one optimizer step worked on, over all ranks, and what it took."""
 
     num_tokens: int
     """Tokens of the global batch, padding not counted."""
     num_trained_tokens: int
     """Those of them that have a label."""
+    num_positions: int
+    """What the model computed: tokens and padding."""
     seconds: float
     """Wall-clock time of the step, from fetching its batch to the update of the weights."""
+    part_seconds: Mapping[str, float]
+    """Wall-clock time of each of `PARTS`; what was not measured is left out. They need not add up to `seconds`."""
+    operations: float
+    """Floating point operations that the model needs for the step; 0 where that is not known."""
+    operations_6n: float
+    """6 x parameters x tokens; 0 where that is not known."""
+    peak_memory_bytes: tuple[int, ...]
+    """One number a rank; empty where the devices cannot tell."""
 
 
 class StepMeter:
-    """Means over the steps since the last reading."""
+    """Means over the steps since the last reading.
 
-    def __init__(self) -> None:
+    `peak_operations_per_second` is that of one device; None where it is not known.
+    """
+
+    def __init__(self, num_devices: int, peak_operations_per_second: float | None) -> None:
+        self._num_devices = num_devices
+        self._peak = peak_operations_per_second
         self._samples: list[StepSample] = []
+        self._told_memory: tuple[int, ...] = ()
 
     def add(self, sample: StepSample) -> None:
         self._samples.append(sample)
 
-    def read(self, peak_memory_bytes: int | None = None) -> dict[str, float]:
-        """The `train/...` speed numbers of the steps added since the last reading, which are then forgotten.
+    def read(self) -> dict[str, float]:
+        """The `train/...` numbers of the steps added since the last reading, which are then forgotten.
 
-        Rates are tokens over time, not means of rates, so that slow steps count for what they took.
-        `peak_memory_bytes` is passed through; None, where the device cannot tell, leaves the key out.
+        Rates are tokens over time, not means of rates, so that slow steps count for what they took. What is not known
+        has no key.
         """
         assert self._samples, "StepMeter.read needs at least one step since the last reading"
         samples, self._samples = self._samples, []
+        return {**self._rates(samples), **_times(samples), **self._work(samples), **self._memory(samples)}
+
+    def _rates(self, samples: Sequence[StepSample]) -> dict[str, float]:
         seconds = sum(sample.seconds for sample in samples)
-        metrics = {
-            "train/trained_tokens_per_second": per_second(sum(s.num_trained_tokens for s in samples), seconds),
-            "train/tokens_per_second": per_second(sum(s.num_tokens for s in samples), seconds),
-            "train/step_seconds": seconds / len(samples),
+        trained = per_second(sum(sample.num_trained_tokens for sample in samples), seconds)
+        total = per_second(sum(sample.num_tokens for sample in samples), seconds)
+        return {
+            "train/trained_tokens_per_second": trained,
+            "train/tokens_per_second": total,
+            "train/trained_tokens_per_second_per_device": trained / self._num_devices,
+            "train/tokens_per_second_per_device": total / self._num_devices,
         }
-        if peak_memory_bytes is not None:
-            metrics["train/peak_memory_bytes"] = peak_memory_bytes
+
+    def _work(self, samples: Sequence[StepSample]) -> dict[str, float]:
+        """Padding, and operations as they are and as a share of the peak (model FLOP/s utilization, MFU)."""
+        metrics: dict[str, float] = {}
+        num_positions = sum(sample.num_positions for sample in samples)
+        if num_positions:
+            metrics["train/padding_share"] = 1 - sum(sample.num_tokens for sample in samples) / num_positions
+        device_seconds = self._num_devices * sum(sample.seconds for sample in samples)
+        if all(sample.operations for sample in samples):
+            rate = per_second(sum(sample.operations for sample in samples), device_seconds)
+            metrics["train/tflops_per_device"] = rate / 1e12
+            if self._peak is not None:
+                metrics["train/mfu"] = rate / self._peak
+        if self._peak is not None and all(sample.operations_6n for sample in samples):
+            rate = per_second(sum(sample.operations_6n for sample in samples), device_seconds)
+            metrics["train/mfu_6n"] = rate / self._peak
         return metrics
+
+    def _memory(self, samples: Sequence[StepSample]) -> dict[str, float]:
+        """The most of all ranks, and of several that of each rank for which it is another than was last told."""
+        known = [sample.peak_memory_bytes for sample in samples if sample.peak_memory_bytes]
+        if not known:
+            return {}
+        peaks = tuple(max(ranks) for ranks in zip(*known, strict=True))
+        metrics: dict[str, float] = {"train/peak_memory_bytes": max(peaks)}
+        if len(peaks) > 1:
+            told = self._told_memory or (None,) * len(peaks)
+            changed = (rank for rank, peak in enumerate(peaks) if peak != told[rank])
+            metrics |= {f"{RANK_MEMORY_PREFIX}{rank}": peaks[rank] for rank in changed}
+        self._told_memory = peaks
+        return metrics
+
+
+def _times(samples: Sequence[StepSample]) -> dict[str, float]:
+    """Means per step; of a part, where every step has measured it."""
+    metrics = {"train/step_seconds": sum(sample.seconds for sample in samples) / len(samples)}
+    for part in PARTS:
+        if all(part in sample.part_seconds for sample in samples):
+            metrics[f"train/{part}_seconds"] = sum(sample.part_seconds[part] for sample in samples) / len(samples)
+    return metrics
 
 
 @dataclass(frozen=True)
@@ -79,7 +149,7 @@ class TimeEstimate:
         return (now_seconds - self.origin_seconds) / num_steps * (max_steps - step)
 
 
-def per_second(count: int, seconds: float) -> float:
+def per_second(count: float, seconds: float) -> float:
     """`count / seconds`; NaN where the clock saw no time pass, since a rate is then unknown."""
     return count / seconds if seconds > 0 else math.nan
 

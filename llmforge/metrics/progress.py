@@ -59,6 +59,7 @@ class TrainingStatus:
     loss: float | None = None
     learning_rate: float | None = None
     trained_tokens_per_second: float | None = None
+    mfu: float | None = None
     seconds_left: float | None = None
 
     def numbers(self) -> list[str]:
@@ -70,6 +71,8 @@ class TrainingStatus:
             texts.append(f"lr {self.learning_rate:.2e}")
         if self.trained_tokens_per_second is not None:
             texts.append(f"{self.trained_tokens_per_second:,.0f} trained tokens/s")
+        if self.mfu is not None:
+            texts.append(f"MFU {self.mfu:.0%}")
         return texts
 
     def time_left(self) -> str:
@@ -167,6 +170,7 @@ class ProgressDisplay:
             loss=metrics["train/loss"],
             learning_rate=metrics.get("train/lr"),
             trained_tokens_per_second=metrics.get("train/trained_tokens_per_second"),
+            mfu=metrics.get("train/mfu"),
             seconds_left=self._estimate.seconds_left(step, now, training.max_steps),
         )
 

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmforge.metrics.meters import Record, duration_text, perplexity
+from llmforge.metrics.meters import PARTS, RANK_MEMORY_PREFIX, Record, duration_text, perplexity
+from llmforge.metrics.stretches import Stretch, mean, padding_share, part_share, read_stretches
 
 _UNSEEN_CHARACTERS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -19,6 +20,13 @@ _UNSEEN_CHARACTERS = re.compile(
 """What steers a terminal or the direction of a text, or shows nothing at all; joiners, which scripts and emojis need,
 are none of these."""
 _CONTROL_PICTURES = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "\u2421"}
+MOST_DATA_WAIT_SHARE = 0.01
+"""Of the time of the steps; more is a warning."""
+LEAST_DATA_WAIT_SECONDS = 1.0
+"""In all steps; less is nobody's loss, whatever its share."""
+MOST_PADDING_SHARE = 0.1
+"""Of the positions computed; more is a warning."""
+_MOST_RANKS_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,13 @@ def summarise(records: Sequence[Record]) -> list[Tile]:
         tiles.append(_loss_tile(training))
         epochs = f"{training[-1]['epoch']:.2f} epochs" if "epoch" in training[-1] else ""
         tiles.append(Tile("Steps", number_text(training[-1]["step"]), epochs))
-    tiles.extend(_speed_tiles(records))
-    peaks = [record["train/peak_memory_bytes"] for record in records if "train/peak_memory_bytes" in record]
-    if peaks:
-        tiles.append(Tile("Peak memory", f"{max(peaks) / 2**30:.2f} GiB", "largest of the devices"))
+    stretches = read_stretches(records)
+    if stretches:
+        tiles.extend(_speed_tiles(stretches))
+        tiles.extend(_step_time_tiles(stretches))
+    tiles.extend(_save_tiles(records, stretches))
+    tiles.extend(_work_tiles(stretches))
+    tiles.extend(_memory_tiles(records))
     return tiles
 
 
@@ -73,7 +84,7 @@ def find_warnings(records: Sequence[Record]) -> list[str]:
                 f"The {name} is not a finite number at {where}. Checkpoints from there on are probably of no use: "
                 "lower the learning rate, add warm-up steps, or use bf16 or fp32 instead of fp16, and train again."
             )
-    return warnings
+    return [*warnings, *_waste_warnings(read_stretches(records))]
 
 
 def number_text(value: object) -> str:
@@ -139,21 +150,96 @@ def _loss_tile(training: Sequence[Record]) -> Tile:
     return Tile("Final training loss", decimal_text(last["train/loss"], 4), detail)
 
 
-def _speed_tiles(records: Sequence[Record]) -> list[Tile]:
-    """Time, tokens and speed over all steps; a record speaks for the steps since the one before it."""
-    seconds, trained_tokens, previous_step = 0.0, 0.0, 0.0
-    for record in records:
-        if "train/step_seconds" not in record:
-            continue
-        stretch_seconds = record["train/step_seconds"] * (record["step"] - previous_step)
-        rate = record.get("train/trained_tokens_per_second", math.nan)
-        previous_step = record["step"]
-        if math.isfinite(stretch_seconds) and math.isfinite(rate):
-            seconds += stretch_seconds
-            trained_tokens += stretch_seconds * rate
-    if seconds == 0:
-        return []
+def _waste_warnings(stretches: Sequence[Stretch]) -> list[str]:
+    warnings = []
+    later = stretches[1:] or stretches  # the first step waits for the first batch, which nothing could fetch ahead
+    wait_share = part_share(later, "data") or 0.0
+    wait_seconds = wait_share * sum(stretch.seconds for stretch in later)
+    if wait_share > MOST_DATA_WAIT_SHARE and wait_seconds >= LEAST_DATA_WAIT_SECONDS:
+        warnings.append(
+            f"The steps waited for their batches for {duration_text(wait_seconds)}, {wait_share:.1%} of their time; up "
+            f"to {MOST_DATA_WAIT_SHARE:.0%} is usual. Batches are read while the step before is computed: either the "
+            "disk with the prepared dataset is slow (LLMFORGE_CACHE names a folder on another one), or the workers "
+            "have too few CPU cores (worker_resources asks for more)."
+        )
+    padding = padding_share(stretches)
+    if padding is not None and padding > MOST_PADDING_SHARE:
+        warnings.append(
+            f"{padding:.1%} of the positions that the model computed were padding; up to {MOST_PADDING_SHARE:.0%} is "
+            "usual. Set packing: true, which fills sequences with several examples; for a model that refuses it, "
+            "padding: longest and a smaller train_batch_size_per_device with more gradient_accumulation_steps pad less."
+        )
+    return warnings
+
+
+def _speed_tiles(stretches: Sequence[Stretch]) -> list[Tile]:
+    """Time, tokens and speed over all steps."""
+    seconds = sum(stretch.seconds for stretch in stretches)
+    rate = mean(stretches, "train/trained_tokens_per_second") or 0.0
+    details = [f"{count_text(rate * seconds)} trained tokens"]
+    per_device = mean(stretches, "train/trained_tokens_per_second_per_device")
+    if per_device is not None and per_device < 0.99 * rate:
+        details.append(f"{count_text(per_device)}/s per device")
     return [
-        Tile("Trained tokens/s", count_text(trained_tokens / seconds), f"{count_text(trained_tokens)} trained tokens"),
+        Tile("Trained tokens/s", count_text(rate), "; ".join(details)),
         Tile("Time in steps", duration_text(seconds), "without start-up, evaluations and saves"),
     ]
+
+
+def _step_time_tiles(stretches: Sequence[Stretch]) -> list[Tile]:
+    """Where the time of a step goes."""
+    shares = [(part, part_share(stretches, part)) for part in PARTS]
+    details = [f"{'data wait' if part == 'data' else part} {share:.1%}" for part, share in shares if share is not None]
+    if not details:
+        return []
+    step_seconds = sum(stretch.seconds for stretch in stretches) / sum(stretch.num_steps for stretch in stretches)
+    return [Tile("Time of a step", f"{number_text(step_seconds)} s", ", ".join(details))]
+
+
+def _save_tiles(records: Sequence[Record], stretches: Sequence[Stretch]) -> list[Tile]:
+    saves = [record["save/seconds"] for record in records if "save/seconds" in record]
+    if not saves:
+        return []
+    detail = f"{len(saves)} {'save' if len(saves) == 1 else 'saves'}"
+    seconds = sum(stretch.seconds for stretch in stretches)
+    if seconds:
+        detail += f", {sum(saves) / seconds:.1%} on top of the time in steps"
+    return [Tile("Training held back by saves", duration_text(sum(saves)), detail)]
+
+
+def _work_tiles(stretches: Sequence[Stretch]) -> list[Tile]:
+    """How much of the devices' work was of use."""
+    tiles = []
+    padding = padding_share(stretches)
+    if padding is not None:
+        tiles.append(Tile("Padding", f"{padding:.1%}", "of the positions computed"))
+    tflops, mfu = mean(stretches, "train/tflops_per_device"), mean(stretches, "train/mfu")
+    speed = "" if tflops is None else f"{number_text(tflops)} TFLOP/s per device"
+    if mfu is not None:
+        by_6n = mean(stretches, "train/mfu_6n")
+        also = "" if by_6n is None else f"{by_6n:.1%} by 6 x parameters x tokens"
+        tiles.append(Tile("MFU", f"{mfu:.1%}", "; ".join(filter(None, [speed, also]))))
+    elif tflops is not None:
+        tiles.append(Tile("Speed of a device", f"{number_text(tflops)} TFLOP/s", "operations that the model needs"))
+    return tiles
+
+
+def _memory_tiles(records: Sequence[Record]) -> list[Tile]:
+    peaks = [record["train/peak_memory_bytes"] for record in records if "train/peak_memory_bytes" in record]
+    if not peaks:
+        return []
+    return [Tile("Peak memory", f"{max(peaks) / 2**30:.2f} GiB", _ranks_text(records) or "largest of the devices")]
+
+
+def _ranks_text(records: Sequence[Record]) -> str:
+    """The most of each rank, or of the smallest where there are many; empty where ranks were not told apart."""
+    by_rank: dict[int, float] = {}
+    for record in records:
+        for key in record:
+            if key.startswith(RANK_MEMORY_PREFIX):
+                rank = int(key.removeprefix(RANK_MEMORY_PREFIX))
+                by_rank[rank] = max(record[key], by_rank.get(rank, 0.0))
+    if len(by_rank) > _MOST_RANKS_LISTED:
+        smallest = min(by_rank, key=lambda rank: by_rank[rank])
+        return f"largest of {len(by_rank)} ranks; the smallest {bytes_text(by_rank[smallest])} on rank {smallest}"
+    return ", ".join(f"rank {rank} {bytes_text(peak)}" for rank, peak in sorted(by_rank.items()))

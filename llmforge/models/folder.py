@@ -22,6 +22,7 @@ from llmforge.errors import ModelError
 from llmforge.prompt.template_import import TokenizerTemplate
 
 SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -77,7 +78,17 @@ def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
         return Path(repo_id)
     if repo_id.startswith((".", "/", "~")) or repo_id.count("/") > 1:
         raise ModelError(f"{repo_id}: no such model folder; check the path, or name a model of the hub as owner/name")
-    patterns = SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES
+    return _fetch(repo_id, revision, SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES)
+
+
+def adapter_folder(reference: str | HubModel) -> Path:
+    """As `model_folder`, for a LoRA adapter."""
+    if isinstance(reference, HubModel) and not Path(reference.repo_id).is_dir():
+        return _fetch(reference.repo_id, reference.revision, ADAPTER_FILES)
+    return model_folder(reference, with_weights=True)
+
+
+def _fetch(repo_id: str, revision: str | None, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.shards import Sample, SampleReader, sample_order
+from llmforge.models.attention import Documents
 
 EMPTY = -1
 """Fills up the last global batch of an epoch: a sample without labels, which adds nothing to loss or gradient."""
@@ -23,20 +24,70 @@ EMPTY_SAMPLE = Sample(
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How samples become tensors."""
+
+    by_documents: bool = False
+    """All samples of a micro-batch in one row without padding, for attention by documents; else one row for each."""
+    pad_to: int | None = None
+    """Tokens of every sample, padding included; None: those of the longest, or none at all in one row."""
+
+
+ROWS = Layout()
+
+
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch of one rank; all shapes (sequences, tokens)."""
+    """One micro-batch of one rank; token tensors have shape (rows, tokens), the others (trained tokens,)."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     """Start anew at every example and at the padding: this is what keeps the examples of a pack apart."""
-    labels: torch.Tensor
+    positions: torch.Tensor
+    """Which tokens, counted over all rows, have a trained one behind them; never empty, so that every rank takes part
+    in every exchange of gradients."""
+    targets: torch.Tensor
+    """The ids of these trained tokens."""
     weights: torch.Tensor | None = None
-    """Factors of the loss in float32; None where all trained positions weigh 1."""
+    """Factors of the loss in float32; None where all trained tokens weigh 1."""
+    documents: Documents | None = None
+    """Where the layout is by documents: the examples of the row, and its padding as one more of each sample."""
+
+    num_token_pairs: int = 0
+    """Squares of the lengths of the examples, added up: what attention works through, twice over."""
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens that the model computes, padding included."""
+        return self.input_ids.numel()
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
-        weights = None if self.weights is None else self.weights.to(device)
-        return Batch(self.input_ids.to(device), self.position_ids.to(device), self.labels.to(device), weights)
+        """The same batch on a device, copied beside other work where its memory is pinned."""
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            move(self.input_ids),
+            move(self.position_ids),
+            move(self.positions),
+            move(self.targets),
+            None if self.weights is None else move(self.weights),
+            None if self.documents is None else self.documents.to(device),
+            self.num_token_pairs,
+        )
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory from which a GPU can copy by itself."""
+        return Batch(
+            self.input_ids.pin_memory(),
+            self.position_ids.pin_memory(),
+            self.positions.pin_memory(),
+            self.targets.pin_memory(),
+            None if self.weights is None else self.weights.pin_memory(),
+            self.documents,
+            self.num_token_pairs,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,14 +116,14 @@ class TrainingBatches:
         num_workers: int,
         seed: int = 0,
         shuffle: bool = False,
-        pad_to: int | None = None,
+        layout: Layout = ROWS,
     ) -> None:
         self._reader = reader
         self._shape = (num_micro_batches, num_workers, micro_batch_size)
         self._rank = rank
         self._seed = seed
         self._shuffle = shuffle
-        self._pad_to = pad_to
+        self._layout = layout
         self._epoch_plan: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -91,6 +142,16 @@ class TrainingBatches:
         return int(self._reader.num_trained_tokens.sum())
 
     @property
+    def longest_tokens(self) -> int:
+        """Tokens of the longest sample."""
+        return int(self._reader.num_tokens.max())
+
+    @property
+    def most_trained_tokens(self) -> int:
+        """Most trained tokens of one sample."""
+        return int(self._reader.num_trained_tokens.max())
+
+    @property
     def loss_weight(self) -> float:
         """Weights of the trained tokens of all samples, added up."""
         return float(self._reader.loss_weights.sum())
@@ -99,6 +160,11 @@ class TrainingBatches:
         """The batches of step `index`, counted from 0 over the whole run."""
         epoch, position = divmod(index, self.steps_per_epoch)
         return self._batches(self._plan(epoch)[position])
+
+    def largest(self) -> Batch:
+        """A micro-batch of the longest samples: none takes more memory."""
+        longest = np.argsort(self._reader.num_tokens, kind="stable")[::-1][: self._shape[2]]
+        return collate([self._reader[int(index)] for index in longest], self._layout)
 
     def _plan(self, epoch: int) -> NDArray[np.int64]:
         """Sample indexes of all steps of an epoch, shape (steps, micro-batches, workers, sequences)."""
@@ -111,7 +177,7 @@ class TrainingBatches:
         used = plan[plan != EMPTY]
         samples = [[self._sample(index) for index in sequences] for sequences in plan[:, self._rank]]
         return StepBatches(
-            micro_batches=[collate(sequences, self._pad_to) for sequences in samples],
+            micro_batches=[collate(sequences, self._layout) for sequences in samples],
             num_trained_tokens=int(self._reader.num_trained_tokens[used].sum()),
             loss_weight=float(self._reader.loss_weights[used].sum()),
             num_tokens=int(self._reader.num_tokens[used].sum()),
@@ -134,22 +200,59 @@ def plan_steps(order: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray
     return padded.reshape(num_steps, *shape)
 
 
-def collate(samples: Sequence[Sample], pad_to: int | None = None) -> Batch:
-    """Lay samples out as rows, padded to the longest or to `pad_to` tokens. Padding has no label and is seen
-    by nobody.
-    """
-    width = max(pad_to or 0, *(len(sample.input_ids) for sample in samples))
-    input_ids = torch.zeros(len(samples), width, dtype=torch.long)
-    labels = torch.full((len(samples), width), IGNORED_LABEL, dtype=torch.long)
-    position_ids = torch.zeros(len(samples), width, dtype=torch.long)
-    is_weighted = any(sample.weights is not None for sample in samples)
-    weights = torch.ones(len(samples), width) if is_weighted else None
-    for row, sample in enumerate(samples):
-        length = len(sample.input_ids)
-        input_ids[row, :length] = torch.from_numpy(sample.input_ids.astype(np.int64))
-        labels[row, :length] = torch.from_numpy(sample.labels.astype(np.int64))
-        lengths = [*sample.example_lengths.tolist(), width - length]
-        position_ids[row] = torch.cat([torch.arange(n) for n in lengths])
-        if weights is not None and sample.weights is not None:
-            weights[row, :length] = torch.from_numpy(sample.weights.copy())
-    return Batch(input_ids, position_ids, labels, weights)
+def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
+    """Lay samples out. Padding has no label and is seen by nobody."""
+    lengths = np.array([len(sample.input_ids) for sample in samples])
+    width = max(layout.pad_to or 0, int(lengths.max()))
+    if layout.by_documents:
+        widths = lengths if layout.pad_to is None else np.full_like(lengths, width)
+        num_rows = 1
+    else:
+        widths, num_rows = np.full_like(lengths, width), len(samples)
+    starts = np.cumsum(widths) - widths
+    input_ids = np.zeros(int(widths.sum()), dtype=np.int64)
+    trained: list[NDArray[np.int64]] = []
+    for start, sample in zip(starts, samples, strict=True):
+        input_ids[start : start + len(sample.input_ids)] = sample.input_ids
+        trained.append(np.flatnonzero(sample.labels != IGNORED_LABEL) + start)
+    places = np.concatenate(trained)
+    documents = _document_lengths(samples, widths - lengths)
+    weights = _weights(samples)
+    if len(places) == 0:
+        places, weights = np.ones(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids).view(num_rows, -1),
+        position_ids=torch.from_numpy(_count_up(documents)).view(num_rows, -1),
+        positions=torch.from_numpy(places - 1),
+        targets=torch.from_numpy(input_ids[places % len(input_ids)]),
+        weights=None if weights is None else torch.from_numpy(weights),
+        documents=Documents.of(documents.tolist()) if layout.by_documents else None,
+        num_token_pairs=sum(int(np.square(sample.example_lengths.astype(np.int64)).sum()) for sample in samples),
+    )
+
+
+def _document_lengths(samples: Sequence[Sample], padding: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of all examples in their order, the padding of each sample behind its own."""
+    lengths = [part for sample, rest in zip(samples, padding, strict=True) for part in (sample.example_lengths, [rest])]
+    together = np.concatenate(lengths).astype(np.int64)
+    return together[together > 0]
+
+
+def _count_up(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, 2 ... for each of the lengths."""
+    counted: NDArray[np.int64] = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return counted
+
+
+def _weights(samples: Sequence[Sample]) -> NDArray[np.float32] | None:
+    """Of the trained tokens; None where all of them weigh 1."""
+    if all(sample.weights is None for sample in samples):
+        return None
+    return np.concatenate(
+        [
+            np.ones(sample.num_trained_tokens, np.float32)
+            if sample.weights is None
+            else sample.weights[sample.labels != IGNORED_LABEL]
+            for sample in samples
+        ]
+    )

@@ -26,10 +26,12 @@ from llmforge.checkpoint.staging import StagedPart, Staging
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
 from llmforge.errors import CheckpointError
 from llmforge.metrics.loggers import METRICS_FILE
+from llmforge.models.adapter_files import save_adapter
 from llmforge.storage.files import check_free_space
 from llmforge.storage.local import LocalStorage
-from llmforge.train.engine import OptimizerState, TrainingEngine
+from llmforge.train.engine import TrainingEngine
 from llmforge.train.loop import Supervision
+from llmforge.train.optimizer_state import OptimizerState
 from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
@@ -162,7 +164,10 @@ class CheckpointWriter:
     def _write_model(self, snapshot: _Snapshot, folder: Path) -> None:
         module = self.engine.module
         assert isinstance(module, PeftModel | PreTrainedModel)
-        module.save_pretrained(folder, state_dict=snapshot.weights)
+        if isinstance(module, PeftModel):
+            save_adapter(module, snapshot.weights, folder)
+        else:
+            module.save_pretrained(folder, state_dict=snapshot.weights)
         self.tokenizer.save_pretrained(folder)
         (folder / RESOLVED_JOB_FILE).write_text(self.identity.resolved_job, encoding="utf-8")
         (folder / STATE_FILE).write_text(snapshot.state.model_dump_json(indent=2))

@@ -1,13 +1,10 @@
 """One optimizer step over one global batch, by DeepSpeed; and the state that lets a run go on exactly.
 
-In: a model, an optimizer, a resolved DeepSpeed configuration, and micro-batches. Out: losses, gradients' norm, weights
-and optimizer state as plain named tensors. It does not know data, files of a checkpoint, YAML or Ray.
-
-State is taken and given back per parameter, in full and in fp32, through DeepSpeed's `safe_get_full_*` interface, and
-not by DeepSpeed's own checkpoints: those are pickles that fit one ZeRO stage and one number of workers only.
+In: a model with its loss, an optimizer, a resolved DeepSpeed configuration, and micro-batches. Out: losses, norms of
+gradients, weights and optimizer state as plain named tensors. It does not know data, files, YAML or Ray.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,19 +13,18 @@ import deepspeed
 import deepspeed.ops
 import torch
 import torch.distributed as dist
-from deepspeed.utils import (
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
+
+from llmforge.train.batches import Batch, StepBatches
+from llmforge.train.losses import NextTokenLoss
+from llmforge.train.memory import peak_memory_bytes
+from llmforge.train.optimizer_state import (
+    OptimizerState,
+    forget_optimizer_state,
+    loss_scaler_fields,
+    restore_optimizer_state,
+    take_optimizer_state,
 )
-
-from llmforge.train.batches import EMPTY_SAMPLE, Batch, StepBatches, collate
-from llmforge.train.losses import LossFunction
-
-MASTER_WEIGHT = "fp32_weight"
-"""Key of the full-precision copy of a weight beside the optimizer's own states."""
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+from llmforge.train.step_clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -42,20 +38,16 @@ class StepResult:
     learning_rate: float
     num_trained_tokens: int
     num_tokens: int
+    num_positions: int
+    """Tokens that were computed, padding included."""
+    num_token_pairs: int
+    """Squares of the lengths of the examples, added up."""
+    peak_memory_bytes: tuple[int, ...]
+    """Of every rank, by its number."""
+    part_seconds: Mapping[str, float]
+    """Of this rank: `forward`, `backward`, `optimizer`."""
     notice: int = 0
     """The number that rank 0 gave to the step."""
-
-
-@dataclass(frozen=True)
-class OptimizerState:
-    """What resuming needs beside the weights."""
-
-    tensors: dict[str, torch.Tensor]
-    """`<parameter>|<state>` to the full tensor, in fp32 on the CPU: this rank's share, or all of them to restore."""
-    num_updates: float
-    """The optimizer's own step count (Adam's bias correction)."""
-    loss_scaler: dict[str, float]
-    """State of fp16's dynamic loss scale; empty otherwise."""
 
 
 class TrainingEngine:
@@ -63,7 +55,7 @@ class TrainingEngine:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        loss: NextTokenLoss,
         optimizer: torch.optim.Optimizer,
         deepspeed_config: dict[str, Any],
         device: torch.device,
@@ -71,7 +63,7 @@ class TrainingEngine:
         # Else DeepSpeed compiles a C++ helper for CPU collectives at the first start: a minute, and a compiler needed.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
-        self._engine = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config)[0]
+        self._engine = deepspeed.initialize(model=loss, optimizer=optimizer, config=deepspeed_config)[0]
         self.device = device
         self.rank = dist.get_rank()
         self.num_workers = dist.get_world_size()
@@ -89,51 +81,91 @@ class TrainingEngine:
     @property
     def module(self) -> torch.nn.Module:
         """The model itself, as it was given."""
-        return cast(torch.nn.Module, self._engine.module)
+        return self._loss.model
 
-    def step(
-        self, batches: StepBatches, loss_function: LossFunction, learning_rate: float, notice: int = 0
-    ) -> StepResult:
+    @property
+    def _loss(self) -> NextTokenLoss:
+        return cast(NextTokenLoss, self._engine.module)
+
+    def step(self, batches: StepBatches, learning_rate: float, notice: int = 0) -> StepResult:
         """Forward and backward over the micro-batches, then one update of the weights.
 
         The `notice` of rank 0 comes to all ranks with the loss, so that they act upon it after the same step.
         """
-        self._engine.train()
         self._set_learning_rate(learning_rate)
-        accumulation = self._engine.gradient_accumulation_steps()
-        # DeepSpeed divides by the accumulation steps and averages over the ranks; what remains is the sum over the
-        # trained tokens of the global batch divided by their weights, which is their number where all weigh 1.
-        scale = self.num_workers * accumulation / (batches.loss_weight or 1.0)
-        # Loss and notice; every whole number below 2^53 is itself in double precision.
-        total = torch.tensor([0, notice if self.rank == 0 else 0], dtype=torch.float64, device=self.device)
-        grad_norm: float | None = None
-        for batch in batches.micro_batches:
-            loss = loss_function(self._engine, batch.to(self.device))
-            total[0] += loss.detach()
-            self._engine.backward(loss * scale)
-            if self._engine.is_gradient_accumulation_boundary():
-                grad_norm = self._plain_grad_norm()
-            self._engine.step()
-        dist.all_reduce(total)
-        loss_sum, agreed_notice = total.tolist()
+        clock = StepClock(self.device)
+        loss, grad_norm = self._accumulate(batches.micro_batches, 1 / (batches.loss_weight or 1.0), clock)
+        numbers = [notice if self.rank == 0 else 0, *_sizes(batches.micro_batches)]
+        loss_sum, agreed_notice, num_positions, num_token_pairs, *peaks = self._sum(loss, numbers)
         return StepResult(
             loss=loss_sum / (batches.loss_weight or 1.0),
             grad_norm=grad_norm if grad_norm is not None else float(self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
             num_trained_tokens=batches.num_trained_tokens,
             num_tokens=batches.num_tokens,
+            num_positions=int(num_positions),
+            num_token_pairs=int(num_token_pairs),
+            peak_memory_bytes=tuple(int(peak) for peak in peaks),
+            part_seconds=clock.seconds(),
             notice=int(agreed_notice),
         )
 
+    def rehearse(self, batch: Batch) -> None:
+        """Take a step of micro-batches like this one that changes nothing, so that memory that does not suffice for
+        the largest of them is missed before the first step.
+        """
+        scaler = loss_scaler_fields(self._engine)
+        self._set_learning_rate(0.0)
+        self._accumulate([batch] * self._engine.gradient_accumulation_steps(), 0.0, StepClock(self.device))
+        forget_optimizer_state(self._engine, scaler)
+
+    def _accumulate(
+        self, batches: Sequence[Batch], factor: float, clock: StepClock
+    ) -> tuple[torch.Tensor, float | None]:
+        """Forward and backward over micro-batches, then one update of the weights.
+
+        Gives this rank's loss, summed, and the norm of the gradient where DeepSpeed does not measure it. The gradient
+        is that of the sum over all ranks times `factor`.
+        """
+        self._engine.train()
+        # DeepSpeed divides by the accumulation steps and averages over the ranks.
+        scale = self.num_workers * self._engine.gradient_accumulation_steps() * factor
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        grad_norm: float | None = None
+        for batch in batches:
+            loss = self._engine(batch.to(self.device))
+            total += loss.detach()
+            clock.mark("forward")
+            self._engine.backward(loss * scale)
+            clock.mark("backward")
+            if self._engine.is_gradient_accumulation_boundary():
+                grad_norm = self._plain_grad_norm()
+            self._engine.step()
+            clock.mark("optimizer")
+        return total, grad_norm
+
+    def _sum(self, loss: torch.Tensor, numbers: Sequence[int]) -> list[float]:
+        """The loss and the numbers, added up over all ranks, and behind them the peak memory of each of them, all in
+        one exchange.
+        """
+        # Whole numbers below 2^53 are themselves in double precision.
+        peaks = [0] * self.num_workers
+        peaks[self.rank] = peak_memory_bytes(self.device)
+        own = torch.tensor([0, *numbers, *peaks], dtype=torch.float64).to(self.device)
+        own[0] = loss
+        dist.all_reduce(own)
+        summed: list[float] = own.tolist()
+        return summed
+
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch], loss_function: LossFunction) -> float:
+    def evaluate(self, batches: Iterable[Batch]) -> float:
         """Loss summed over the trained tokens of all ranks' batches, in nats; every rank brings equally many
         batches.
         """
         self._engine.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
-            total += loss_function(self._engine, batch.to(self.device))
+            total += self._engine(batch.to(self.device))
         dist.all_reduce(total)
         return float(total.item())
 
@@ -149,59 +181,12 @@ class TrainingEngine:
         return gathered
 
     def optimizer_state(self) -> OptimizerState:
-        """This rank's share of the state: every rank takes the parameters whose turn it is, so that all share the
-        writing.
-        """
-        self._link_optimizer_state()
-        keys = self._state_keys()
-        tensors: dict[str, torch.Tensor] = {}
-        for index, (name, parameter) in enumerate(self._trainable()):
-            for key in keys:
-                tensor = self._get(parameter, key)
-                if index % self.num_workers == self.rank:
-                    tensors[f"{name}|{key}"] = tensor.detach().float().cpu().clone()
-        return OptimizerState(tensors, self._num_updates(), self._loss_scaler())
+        """This rank's share of what resuming needs beside the weights."""
+        return take_optimizer_state(self._engine)
 
     def restore_optimizer_state(self, state: OptimizerState) -> None:
-        """Go on exactly where `state` was taken; the model must have been built from the weights saved with it.
-
-        `state.tensors` holds all parameters, whatever the number of workers that wrote them.
-        """
-        self._make_optimizer_state_exist()
-        self._link_optimizer_state()
-        keys = self._state_keys()
-        for name, parameter in self._trainable():
-            for key in keys:
-                self._set(parameter, key, state.tensors[f"{name}|{key}"].to(self.device))
-        for values in self._inner_optimizer().state.values():
-            if "step" in values:
-                values["step"].fill_(state.num_updates)
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        if scaler is not None:  # ZeRO 1 to 3 have one, that of fp32 and bf16 never changes
-            for field, value in state.loss_scaler.items():
-                setattr(scaler, field, value)
-
-    def _make_optimizer_state_exist(self) -> None:
-        """A step with zero loss and zero learning rate: DeepSpeed lays out optimizer state only in a first step."""
-        self._set_learning_rate(0.0)
-        batch = collate([EMPTY_SAMPLE]).to(self.device)
-        for _ in range(self._engine.gradient_accumulation_steps()):
-            logits = self._engine(input_ids=batch.input_ids, use_cache=False).logits
-            self._engine.backward(logits.float().sum() * 0)
-            self._engine.step()
-
-    def _link_optimizer_state(self) -> None:
-        """Tell every parameter where its optimizer state is.
-
-        ZeRO 1 and 2 do so after the first parameter group's first step, when the state of the other groups does not
-        exist yet.
-        """
-        inner = self._inner_optimizer()
-        for _, parameter in self._trainable():
-            mapping = getattr(parameter, "_hp_mapping", None)
-            if mapping is not None:
-                partition = inner.param_groups[mapping.param_group_index]["params"][0]
-                mapping.set_optim_state_fragment(partition, inner.state[partition])
+        """Go on exactly where `state` was taken; the model must have been built from the weights saved with it."""
+        restore_optimizer_state(self._engine, state, self.device)
 
     def _set_learning_rate(self, learning_rate: float) -> None:
         for group in self._engine.optimizer.param_groups:
@@ -221,41 +206,7 @@ class TrainingEngine:
         """Within this context a parameter partitioned by ZeRO-3 is whole."""
         return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
 
-    def _inner_optimizer(self) -> torch.optim.Optimizer:
-        return cast(torch.optim.Optimizer, getattr(self._engine.optimizer, "optimizer", self._engine.optimizer))
 
-    def _state_keys(self) -> list[str]:
-        """Names of the per-parameter tensors: the optimizer's, and the master weight where the model is in low
-        precision.
-        """
-        states = next(iter(self._inner_optimizer().state.values()))
-        keys = sorted(key for key, value in states.items() if torch.is_tensor(value) and value.dim() > 0)
-        first = next(parameter for _, parameter in self._trainable())
-        return keys if first.dtype == torch.float32 else [*keys, MASTER_WEIGHT]
-
-    def _get(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
-        if not _is_under_zero(parameter):
-            return cast(torch.Tensor, self._inner_optimizer().state[parameter][key])
-        if key == MASTER_WEIGHT:
-            return cast(torch.Tensor, safe_get_full_fp32_param(parameter))
-        return cast(torch.Tensor, safe_get_full_optimizer_state(parameter, key))
-
-    def _set(self, parameter: torch.nn.Parameter, key: str, value: torch.Tensor) -> None:
-        if not _is_under_zero(parameter):
-            self._inner_optimizer().state[parameter][key].copy_(value)
-        elif key == MASTER_WEIGHT:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, key)
-
-    def _num_updates(self) -> float:
-        values = next(iter(self._inner_optimizer().state.values()))
-        return float(values.get("step", 0))
-
-    def _loss_scaler(self) -> dict[str, float]:
-        scaler = getattr(self._engine.optimizer, "loss_scaler", None)
-        return {field: getattr(scaler, field) for field in SCALER_FIELDS if hasattr(scaler, field)}
-
-
-def _is_under_zero(parameter: torch.nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+def _sizes(batches: Sequence[Batch]) -> list[int]:
+    """Positions and pairs of tokens of this rank's micro-batches."""
+    return [sum(batch.num_positions for batch in batches), sum(batch.num_token_pairs for batch in batches)]

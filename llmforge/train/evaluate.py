@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from llmforge.train.batches import Batch, TrainingBatches
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.losses import LossFunction
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class EvaluationResult:
 def evaluate(
     engine: TrainingEngine,
     batches: TrainingBatches,
-    loss_function: LossFunction,
     advance: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
     """The loss of the model as it stands on all validation batches; `advance` is called at each of them."""
@@ -30,5 +28,5 @@ def evaluate(
             advance()
             yield from batches.step(index).micro_batches
 
-    total = engine.evaluate(counted(), loss_function)
+    total = engine.evaluate(counted())
     return EvaluationResult(total / batches.loss_weight, batches.num_trained_tokens)

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from llmforge.config.operations import StepOperations
 from llmforge.config.training import EarlyStopping
 from llmforge.metrics.loggers import Logger
 from llmforge.metrics.meters import StepMeter, StepSample, perplexity
-from llmforge.train.batches import TrainingBatches
+from llmforge.train.batches import StepBatches
 from llmforge.train.engine import StepResult, TrainingEngine
 from llmforge.train.evaluate import EvaluationResult
-from llmforge.train.losses import LossFunction
 from llmforge.train.requests import Request
 from llmforge.train.state import Evaluation, TrainerState
 
@@ -51,6 +51,13 @@ class LoopPlan:
         return stopped or state.step >= self.max_steps
 
 
+class Batches(Protocol):
+    """Gives this rank what it computes in a step."""
+
+    def step(self, index: int) -> StepBatches:
+        """The batches of step `index`, counted from 0 over the whole run."""
+
+
 class Checkpoints(Protocol):
     """Saves the run; every rank calls every method, `save` after the same steps."""
 
@@ -80,8 +87,7 @@ class LoopParts:
     """What the loop composes; all of it works on this rank."""
 
     engine: TrainingEngine
-    batches: TrainingBatches
-    loss_function: LossFunction
+    batches: Batches
     learning_rate: Callable[[int], float]
     """Step, counted from 1, to learning rate."""
     evaluate: Callable[[], EvaluationResult] | None
@@ -89,14 +95,15 @@ class LoopParts:
     checkpoints: Checkpoints
     supervision: Supervision
     logger: Logger
-    peak_memory_bytes: Callable[[], int]
+    meter: StepMeter
+    operations: StepOperations
+    """Of the model, to tell how much of the devices is used."""
 
 
 def train(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
     """Take optimizer steps until the plan is finished or a stop is asked for; `state` moves along, and may come from a
     checkpoint.
     """
-    meter = StepMeter()
     request = Request()
     saved_step = state.step
     while True:
@@ -104,34 +111,56 @@ def train(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
             _evaluate(parts, parts.evaluate, state, plan)
             saved_step = 0
         if plan.save_due(state.step) and saved_step != state.step:
-            parts.checkpoints.save(state)
+            _save(parts, state, plan)
             saved_step = state.step
         if plan.is_finished(state):
             break
-        result = _step(parts, state, plan, meter)
+        result = _step(parts, state, plan)
         parts.checkpoints.check()
         asked, request = request, Request.from_notice(result.notice)
         if request != asked:
-            parts.checkpoints.save(state)
+            _save(parts, state, plan)
             saved_step = state.step
             if request.stop:
                 break
     parts.checkpoints.finish()
 
 
-def _step(parts: LoopParts, state: TrainerState, plan: LoopPlan, meter: StepMeter) -> StepResult:
+def _step(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> StepResult:
     started = time.perf_counter()
     parts.supervision.enter("reading a batch", state.step + 1)
     batches = parts.batches.step(state.step)
+    data_seconds = time.perf_counter() - started
     parts.supervision.enter("forward and backward", state.step + 1)
     seed_step(plan.seed, state.step, parts.engine.rank)
     learning_rate = parts.learning_rate(state.step + 1)
-    result = parts.engine.step(batches, parts.loss_function, learning_rate, parts.supervision.request.notice)
+    result = parts.engine.step(batches, learning_rate, parts.supervision.request.notice)
     state.step += 1
     state.seen_trained_tokens += result.num_trained_tokens
-    meter.add(StepSample(result.num_tokens, result.num_trained_tokens, time.perf_counter() - started))
-    parts.logger.log(_record(result, state, plan, meter, parts.peak_memory_bytes()), state.step)
+    parts.meter.add(_sample(result, parts.operations, data_seconds, time.perf_counter() - started))
+    parts.logger.log(_record(result, state, plan, parts.meter), state.step)
     return result
+
+
+def _sample(result: StepResult, operations: StepOperations, data_seconds: float, seconds: float) -> StepSample:
+    needed = operations.of_step(result.num_tokens, result.num_trained_tokens, result.num_token_pairs)
+    return StepSample(
+        num_tokens=result.num_tokens,
+        num_trained_tokens=result.num_trained_tokens,
+        num_positions=result.num_positions,
+        seconds=seconds,
+        part_seconds={"data": data_seconds, **result.part_seconds},
+        operations=needed.operations,
+        operations_6n=needed.operations_6n,
+        peak_memory_bytes=result.peak_memory_bytes,
+    )
+
+
+def _save(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
+    started = time.perf_counter()
+    parts.checkpoints.save(state)
+    record = {"epoch": state.step / plan.steps_per_epoch, "save/seconds": time.perf_counter() - started}
+    parts.logger.log(record, state.step)
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -157,13 +186,11 @@ def _evaluate(parts: LoopParts, evaluate: Callable[[], EvaluationResult], state:
     parts.logger.log(record, state.step)
 
 
-def _record(
-    result: StepResult, state: TrainerState, plan: LoopPlan, meter: StepMeter, peak_memory_bytes: int
-) -> dict[str, float]:
+def _record(result: StepResult, state: TrainerState, plan: LoopPlan, meter: StepMeter) -> dict[str, float]:
     return {
         "epoch": state.step / plan.steps_per_epoch,
         "train/loss": result.loss,
         "train/lr": result.learning_rate,
         "train/grad_norm": result.grad_norm,
-        **meter.read(peak_memory_bytes),
+        **meter.read(),
     }

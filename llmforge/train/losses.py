@@ -1,38 +1,172 @@
-"""Loss functions: a model and a micro-batch in, a sum over trained tokens out.
+"""The loss of a micro-batch: a language model and its cross entropy as one module.
 
-Sums, not means: the engine divides by the trained tokens of the global batch (by their weights, where messages have
-some), so that the split into micro-batches and workers does not matter. They know nothing of DeepSpeed or of ranks.
+In: a `Batch`. Out: a sum over trained tokens, in nats. Sums, not means: the engine divides by the trained tokens of
+the global batch (by their weights, where messages have some), so that the split into micro-batches and workers does
+not matter. One module, because DeepSpeed gathers partitioned weights around the modules that it is given. It knows
+nothing of ranks.
+
+The output layer sees trained positions only, in chunks, and its backward pass is done chunk by chunk within the
+forward pass, while the logits are there: no matrix of tokens x vocabulary exists at any time, and nothing is computed
+twice. The idea is that of Liger's fused linear cross entropy (Hsu et al. 2024, "Liger Kernel"), here for any output
+layer: tied or not, with an adapter or a bias.
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
+from deepspeed.utils import set_z3_leaf_module
+from peft import PeftModel
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from llmforge.dataset.example import IGNORED_LABEL
+from llmforge.config.activation_plan import LOGITS_AT_ONCE
 from llmforge.train.batches import Batch
 
-LossFunction = Callable[[torch.nn.Module, Batch], torch.Tensor]
-"""Returns the loss summed over the trained tokens of the batch, a scalar in float32, in nats."""
+
+class NextTokenLoss(torch.nn.Module):
+    """Cross entropy of every trained token given what stands before it in its own example, times its weight, summed."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        config = self._base.config.get_text_config()
+        self.head = OutputLoss(self._base.get_output_embeddings(), config.vocab_size, logit_scaling(config))
+        self.uses_own_logits = False
+        """Whether the model computes its logits itself, all at once, and not `head`."""
+
+    @property
+    def _base(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The sum, a scalar in float32."""
+        if self.uses_own_logits:
+            return weighted_cross_entropy(self._own_logits(batch), batch.targets, batch.weights)
+        hidden = self._base.get_decoder()(**_inputs(batch)).last_hidden_state
+        return cast(
+            torch.Tensor, self.head(hidden.flatten(0, 1).index_select(0, batch.positions), batch.targets, batch.weights)
+        )
+
+    def _own_logits(self, batch: Batch) -> torch.Tensor:
+        if batch.documents is None:
+            return cast(torch.Tensor, self._base(**_inputs(batch)).logits.flatten(0, 1)[batch.positions])
+        return cast(torch.Tensor, self._base(**_inputs(batch), logits_to_keep=batch.positions).logits[0])
 
 
-def next_token_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Cross entropy of every trained token given what stands before it in its own example, times its weight, summed.
+def _inputs(batch: Batch) -> dict[str, Any]:
+    documents = {} if batch.documents is None else batch.documents.arguments
+    return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, **documents}
 
-    Logits are asked for only at columns that some row of the batch needs.
+
+def logit_scaling(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a model does to the result of its output layer, by its configuration: Gemma's soft cap, the factors of
+    Granite and Cohere.
     """
-    targets = batch.labels[:, 1:]
-    columns = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
-    if len(columns) == 0:  # an empty batch still takes part in the collectives of forward and backward
-        columns = torch.zeros(1, dtype=torch.long, device=targets.device)
-        targets = torch.full_like(batch.labels[:, :1], IGNORED_LABEL)
-    logits = model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, logits_to_keep=columns
-    ).logits
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        targets[:, columns].flatten(),
-        ignore_index=IGNORED_LABEL,
-        reduction="sum" if batch.weights is None else "none",
-    )
-    return losses if batch.weights is None else (losses * batch.weights[:, 1:][:, columns].flatten()).sum()
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+    def scale(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits if factor == 1 else logits * factor
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return scale
+
+
+class OutputLoss(torch.nn.Module):
+    """An output layer and its cross entropy."""
+
+    def __init__(self, layer: torch.nn.Module, vocab_size: int, scale: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._vocab_size = vocab_size
+        self._scale = scale
+        # ZeRO-3 then gathers all weights of the layer and its adapter around this module, once for all chunks.
+        set_z3_leaf_module(self, True)
+        set_z3_leaf_module(layer, True)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Of all tokens of the vocabulary, shape (positions, vocabulary); `hidden` (positions, hidden size)."""
+        return self._scale(self.layer.forward(hidden))  # not called, so that no hook of ZeRO-3 runs for each chunk
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+        """Cross entropy times `weights`, summed, a scalar in float32.
+
+        `hidden` has shape (positions, hidden size), `targets` and `weights` (positions,).
+        """
+        trained = [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
+        if torch.is_grad_enabled() and (hidden.requires_grad or trained):
+            return cast(torch.Tensor, _ChunkedLoss.apply(self, hidden, targets, weights, *trained))  # type: ignore[no-untyped-call]
+        total = torch.zeros((), device=hidden.device)
+        for part in self.chunks(len(targets), hidden.device):
+            chunk_weights = None if weights is None else weights[part]
+            total += weighted_cross_entropy(self.logits(hidden[part]), targets[part], chunk_weights)
+        return total
+
+    def chunks(self, num_positions: int, device: torch.device) -> list[slice]:
+        """The positions of which logits are computed at one time."""
+        size = max(1, LOGITS_AT_ONCE["cpu" if device.type == "cpu" else "gpu"] // self._vocab_size)
+        return [slice(start, start + size) for start in range(0, num_positions, size)]
+
+
+def weighted_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Summed, in float32. `logits` has shape (positions, vocabulary), the others (positions,)."""
+    losses = functional.cross_entropy(logits.float(), targets, reduction="sum" if weights is None else "none")
+    return losses if weights is None else (losses * weights).sum()
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Computes the gradients of the sum together with the sum; its backward pass only multiplies them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: OutputLoss,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        *trained: torch.nn.Parameter,
+    ) -> torch.Tensor:
+        total = torch.zeros((), device=hidden.device)
+        hidden_gradient = torch.empty_like(hidden)
+        sums: list[torch.Tensor] | None = None
+        for part in output.chunks(len(targets), hidden.device):
+            inputs = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                logits = output.logits(inputs)
+            chunk_weights = None if weights is None else weights[part]
+            loss, logits_gradient = _loss_and_gradient(logits.detach(), targets[part], chunk_weights)
+            total += loss
+            gradients = torch.autograd.grad(logits, (inputs, *trained), logits_gradient)
+            del logits, logits_gradient
+            hidden_gradient[part] = gradients[0]
+            # In fp32, so that the sum does not depend on where chunks end.
+            if sums is None:
+                sums = [gradient.float() for gradient in gradients[1:]]
+            else:
+                for total_gradient, gradient in zip(sums, gradients[1:], strict=True):
+                    total_gradient += gradient
+        ctx.save_for_backward(hidden_gradient)
+        ctx.sums = [gradient.to(p.dtype) for gradient, p in zip(sums or [], trained, strict=True)]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *factors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (hidden_gradient,) = ctx.saved_tensors
+        gradients, ctx.sums = ctx.sums, None
+        return None, factors[0] * hidden_gradient, None, None, *(gradient.mul_(factors[0]) for gradient in gradients)
+
+
+def _loss_and_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss, and its gradient by the logits: softmax less the target, times the weight."""
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    at_target = (torch.arange(len(targets), device=targets.device), targets)
+    losses = -log_probabilities[at_target]
+    gradient = log_probabilities.exp_()
+    gradient[at_target] -= 1
+    if weights is not None:
+        losses = losses * weights
+        gradient *= weights[:, None]
+    return losses.sum(), gradient.to(logits.dtype)

@@ -1,60 +1,100 @@
 """The model of a job under the engine, and the tokenizer that goes with it.
 
-In: the resolved job, and the checkpoint to go on from if there is one. Out: a `TrainingEngine` on this rank's device.
+In: the resolved job, and the checkpoint to go on from if there is one. Out: a `TrainingEngine` on this rank's device,
+proven to keep examples apart, and how batches are laid out for it.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import ray.train.torch
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
+from llmforge.config.operations import StepOperations
 from llmforge.dataset.tokenize import special_tokens
-from llmforge.models.folder import model_folder, read_tokenizer_json
-from llmforge.models.load import Attention, Precision, add_adapter, load_adapter, load_base_model, load_tokenizer
-from llmforge.models.packing import check_examples_stay_apart
+from llmforge.models.adapter_files import continue_adapter, resume_adapter, start_adapter
+from llmforge.models.attention import BY_DOCUMENTS, use_attention
+from llmforge.models.folder import adapter_folder, model_folder, read_tokenizer_json
+from llmforge.models.liger import apply_liger_kernel
+from llmforge.models.load import Precision, load_base_model, load_tokenizer
+from llmforge.models.operations import count_operations
 from llmforge.prompt.chat_template import chat_template
+from llmforge.train.batches import Batch, Layout
 from llmforge.train.engine import TrainingEngine
+from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
+from llmforge.train.proofs import check_examples_stay_apart, choose_logits
 
 
-def build_engine(job: JobConfig, restored: Path | None) -> TrainingEngine:
-    """The model where the checkpoint `restored` left it, or where the job says that it starts."""
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that is ready to be trained on this rank."""
+
+    engine: TrainingEngine
+    layout: Layout
+    operations: StepOperations
+
+
+def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
+    """The model where the checkpoint `restored` left it, or where the job says that it starts.
+
+    Raises `ModelError` where it lets the examples of a pack see each other.
+    """
     device = ray.train.torch.get_device()
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
     model = build_model(job, restored).to(device)
-    if job.packing:
-        check_examples_stay_apart(model)
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    attention = use_attention(base, job.attention, device=device, allow_flash_attention=job.flash_attention_2)
     if job.gradient_checkpointing:
         model.activation_checkpointing_enable()
     learning_rate = job.learning_rate
     assert learning_rate is not None  # `resolve_job` has filled it in
     optimizer = build_optimizer(model.parameters(), job.optimizer, learning_rate)
+    loss = NextTokenLoss(model)
+    operations = count_operations(model)
     deepspeed_config = deepspeed_config_of(job, model.config.get_text_config().hidden_size)
-    return TrainingEngine(model, optimizer, deepspeed_config, device)
+    engine = TrainingEngine(loss, optimizer, deepspeed_config, device)
+    layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)
+    _prove(engine, loss, layout, job)
+    return PreparedModel(engine, layout, operations)
+
+
+def _prove(engine: TrainingEngine, loss: NextTokenLoss, layout: Layout, job: JobConfig) -> None:
+    def evaluate(batch: Batch) -> float:
+        return engine.evaluate([batch])
+
+    config, dtype = loss.model.config, loss.model.dtype
+    choose_logits(loss, evaluate, layout, dtype)
+    if job.packing:
+        check_examples_stay_apart(evaluate, layout, config.model_type)
 
 
 def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:
     """The model to train: from a checkpoint of this run, or from where the job says that it starts."""
-    precision, attention = cast(Precision, job.precision), cast(Attention, job.attention)
+    precision = cast(Precision, job.precision)
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
     weights = architecture
     if job.initial_base_model_ckpt_path is not None:
         weights = model_folder(job.initial_base_model_ckpt_path, with_weights=True)
+    if job.lora_config is None and restored is not None:
+        weights = restored
+    base = load_base_model(architecture, weights, precision=precision, attention="eager", quantization=job.quantization)
+    if job.liger_kernel is not None and job.liger_kernel.enabled:
+        apply_liger_kernel(base, job.liger_kernel.kwargs)
     if job.lora_config is None:
-        return load_base_model(architecture, restored or weights, precision=precision, attention=attention)
-    base = load_base_model(architecture, weights, precision=precision, attention=attention)
+        return base
     if restored is not None:
-        adapted = load_adapter(base, restored, is_trainable=True)
+        adapted = resume_adapter(base, job.lora_config, restored)
     elif job.initial_adapter_model_ckpt_path is not None:
-        adapted = load_adapter(
-            base, model_folder(job.initial_adapter_model_ckpt_path, with_weights=True), is_trainable=True
-        )
+        folder = adapter_folder(job.initial_adapter_model_ckpt_path)
+        adapted = continue_adapter(base, job.lora_config, folder, str(weights))
     else:
-        adapted = add_adapter(base, job.lora_config, str(weights))
+        adapted = start_adapter(base, job.lora_config, str(weights))
     return cast(PreTrainedModel, adapted)
 
 

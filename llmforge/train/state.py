@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from llmforge.config.base import StrictModel
-from llmforge.train.engine import OptimizerState
+from llmforge.train.optimizer_state import OptimizerState
 
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FOLDER = "optimizer"

@@ -6,7 +6,6 @@ which starts it, this is the only place that composes everything.
 """
 
 import logging
-import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,26 +19,31 @@ from typing import TypeVar
 import deepspeed
 import ray.train
 import ray.train.torch
-import torch
 import transformers
 
 from llmforge.checkpoint.names import driver_of
 from llmforge.checkpoint.staging import Staging
 from llmforge.checkpoint.store import CheckpointStore
+from llmforge.config.fitting import settings_that_fit
 from llmforge.config.job import JobConfig
+from llmforge.config.job_memory import SequenceSizes
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger, MessageHandler, MultiLogger
+from llmforge.metrics.meters import StepMeter
+from llmforge.models.folder import model_folder, read_model_facts
+from llmforge.models.operations import peak_operations_per_second
 from llmforge.storage.base import check_writable
 from llmforge.storage.patience import open_patiently
-from llmforge.train.batches import TrainingBatches
+from llmforge.train.batches import Layout, TrainingBatches
 from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
-from llmforge.train.losses import next_token_loss
-from llmforge.train.model import build_engine, build_tokenizer
+from llmforge.train.memory import device_memory_bytes, shortage_explained
+from llmforge.train.model import build_tokenizer, prepare_model
 from llmforge.train.optim import scheduled_learning_rate
+from llmforge.train.prefetch import Prefetcher
 from llmforge.train.pulse import Pulse
 from llmforge.train.recovery import Restored, finish_or_remove_leftovers, from_rank_0, restore_newest
 from llmforge.train.run_folder import check_continuity
@@ -94,10 +98,12 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
     check_writable(storage)
     store, staging = CheckpointStore(storage), Staging.of_run(Path(task.cache_folder), task.run_uri)
     restored = _recover(worker, store, staging)
-    engine = build_engine(job, None if restored is None else restored.folder)
+    model = prepare_model(job, None if restored is None else restored.folder)
+    engine, layout = model.engine, model.layout
     worker.pulse.enter("starting the engine", 0)
+    batches = _training_batches(job, task, engine, layout)
+    _rehearse(job, engine, batches)
     state = _restored_state(engine, restored)
-    batches = _training_batches(job, task, engine)
     plan = _plan(job, batches.steps_per_epoch)
     with TemporaryDirectory(prefix="llmforge-worker-") as folder, ExitStack() as closed_at_the_end:
         curves = closed_at_the_end.enter_context(closing(_curves(Path(folder), restored)))
@@ -125,14 +131,14 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
             restored.discard_copy()
         parts = LoopParts(
             engine=engine,
-            batches=batches,
-            loss_function=next_token_loss,
+            batches=closed_at_the_end.enter_context(Prefetcher(batches, pin_memory=engine.device.type == "cuda")),
             learning_rate=_learning_rate(job),
-            evaluate=_evaluation(worker, engine),
+            evaluate=_evaluation(worker, engine, layout),
             checkpoints=writer,
             supervision=worker.pulse,
             logger=MultiLogger([sender, curves]),
-            peak_memory_bytes=partial(_peak_memory_bytes, engine.device),
+            meter=StepMeter(engine.num_workers, peak_operations_per_second(engine.device, job.precision)),
+            operations=model.operations,
         )
         tell_ready()
         name = "" if restored is None else restored.info.name
@@ -181,6 +187,19 @@ def _curves(folder: Path, restored: Restored | None) -> JsonlLogger:
     return JsonlLogger(file, resume_from_step=restored.info.step)
 
 
+def _rehearse(job: JobConfig, engine: TrainingEngine, batches: TrainingBatches) -> None:
+    """Compute the largest micro-batch of the run now: memory that does not suffice is missed at once, and not in the
+    middle of an epoch.
+    """
+    device_bytes = device_memory_bytes(engine.device, ray.train.get_context().get_local_world_size())
+    batch = batches.largest()
+    sizes = SequenceSizes(batches.longest_tokens, batches.most_trained_tokens)
+    model = read_model_facts(model_folder(job.model_id, with_weights=False)).sizes
+    what = f"the largest micro-batch of the run, {batch.num_positions:,} tokens"
+    with shortage_explained(what, device_bytes, partial(settings_that_fit, job, model, sizes, device_bytes)):
+        engine.rehearse(batch)
+
+
 def _restored_state(engine: TrainingEngine, restored: Restored | None) -> TrainerState:
     """Bring the engine to where the checkpoint was taken; its local copy is not needed afterwards."""
     if restored is None:
@@ -190,7 +209,7 @@ def _restored_state(engine: TrainingEngine, restored: Restored | None) -> Traine
     return state
 
 
-def _training_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> TrainingBatches:
+def _training_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine, layout: Layout) -> TrainingBatches:
     return TrainingBatches(
         _open(job, task, "train"),
         micro_batch_size=_required(job.train_batch_size_per_device),
@@ -199,17 +218,18 @@ def _training_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine) 
         num_workers=engine.num_workers,
         seed=job.seed,
         shuffle=job.dataset.shuffle,
-        pad_to=job.context_length if job.padding == "max_length" else None,
+        layout=layout,
     )
 
 
-def _evaluation_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine) -> TrainingBatches:
+def _evaluation_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine, layout: Layout) -> TrainingBatches:
     return TrainingBatches(
         _open(job, task, "valid"),
         micro_batch_size=job.eval_batch_size_per_device,
         num_micro_batches=1,
         rank=engine.rank,
         num_workers=engine.num_workers,
+        layout=layout,
     )
 
 
@@ -219,11 +239,11 @@ def _open(job: JobConfig, task: WorkerTask, split: Split) -> SampleReader:
     )
 
 
-def _evaluation(worker: _Worker, engine: TrainingEngine) -> Callable[[], EvaluationResult] | None:
+def _evaluation(worker: _Worker, engine: TrainingEngine, layout: Layout) -> Callable[[], EvaluationResult] | None:
     if worker.task.prepared.stats.valid is None:
         return None
-    batches = _evaluation_batches(worker.job, worker.task, engine)
-    return partial(evaluate, engine, batches, next_token_loss, worker.pulse.advance)
+    batches = _evaluation_batches(worker.job, worker.task, engine, layout)
+    return partial(evaluate, engine, batches, worker.pulse.advance)
 
 
 def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
@@ -246,13 +266,6 @@ def _learning_rate(job: JobConfig) -> Callable[[int], float]:
         num_warmup_steps=job.num_warmup_steps,
         max_steps=_required(job.max_steps),
     )
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Of the device where it has memory of its own, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _required(value: _Value | None) -> _Value:

@@ -44,7 +44,7 @@ def test_more_devices_than_there_are(train: Train, tmp_path: Path) -> None:
 def test_an_adapter_for_another_model(train: Train, tmp_path: Path) -> None:
     """Found by a worker, told like any other mistake."""
     adapter = write_misfit(tmp_path / "adapter")
-    done = train("lora_config={target_modules: [q_proj]}", f"initial_adapter_model_ckpt_path={adapter}")
+    done = train("lora_config={target_modules: [q_proj], r: 4}", f"initial_adapter_model_ckpt_path={adapter}")
     assert (done.returncode, done.stdout) == (2, "")
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"{adapter}: the adapter does not fit the base model: size mismatch for base_")

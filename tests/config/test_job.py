@@ -252,7 +252,7 @@ def test_all_problems_at_once_sorted_by_line(problems: Problems) -> None:
         "learning_rat: 1e-4\n"
         "early_stopping: {patience: 2}\n"  # a rule across sections
         "num_epochs: 0\n"
-        "attention: flex\n"  # not supported yet
+        "embedding_scaling_technique: linear\n"  # not supported yet
         "num_epochs: 0\n"  # a duplicate
         "hub_token: hf_abcdefghijklmnopqrstuvwxyz\n"  # a secret
     )
@@ -260,7 +260,7 @@ def test_all_problems_at_once_sorted_by_line(problems: Problems) -> None:
     assert [line.split(" ")[0] + " " + line.split(" ")[1] for line in found] == [
         "job.yaml:3: learning_rat:",
         "job.yaml:4: early_stopping:",
-        "job.yaml:6: attention:",
+        "job.yaml:6: embedding_scaling_technique:",
         "job.yaml:7: num_epochs:",
         "job.yaml:7: num_epochs:",
         "job.yaml:8: hub_token:",

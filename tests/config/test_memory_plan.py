@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from llmforge.config.activation_plan import LargestBatch, plan_activations
 from llmforge.config.memory_plan import (
     GIB,
-    LargestBatch,
     MemoryPart,
     MemoryPlan,
+    OptimizerSize,
+    QuantizedWeights,
     Sharding,
     TrainedModel,
-    plan_activations,
     plan_state,
     read_sharding,
 )
@@ -62,6 +64,12 @@ def test_what_a_device_holds(
     assert state(model, stage, num_devices) == expected
 
 
+@pytest.mark.parametrize(("num_bytes", "stage", "expected"), [(0, 0, 0), (4, 0, 4000), (2.03125, 1, 6031)])
+def test_other_optimizers(num_bytes: float, stage: int, expected: int) -> None:
+    model = replace(FULL_FP32, optimizer=OptimizerSize(num_bytes, "state"))
+    assert state(model, stage, 1)["optimizer"] == expected
+
+
 def test_the_optimizer_is_shared_as_the_paper_says() -> None:
     """7.5 billion parameters on 64 devices: 120 GB unshared, and 31.4 with the optimizer's 12 bytes shared
     (Rajbhandari et al. 2020, figure 1, with gradients of 2 bytes).
@@ -76,6 +84,15 @@ def test_the_optimizer_is_shared_as_the_paper_says() -> None:
 def test_what_is_offloaded_takes_no_memory_of_the_device() -> None:
     parts = state(FULL_BF16, 3, 4, offloads_optimizer=True, offloads_parameters=True)
     assert (parts["parameters"], parts["optimizer"]) == (0, 0)
+
+
+def test_quantized_weights_take_what_bitsandbytes_takes() -> None:
+    """1000 weights, 800 of them in 4 bits; in stage 3 their bytes are shared as all others."""
+    model = TrainedModel(1000, 100, 2, has_fp32_gradients=True, quantized=QuantizedWeights(800, 413))
+    assert state(model, 1, 1)["parameters"] == 200 * 2 + 413
+    assert state(model, 3, 2)["parameters"] == 407  # half of 813, rounded up
+    part = plan_state(model, Sharding(1, 1))[0]
+    assert part.formula == "200 x 2 B + 800 quantized x 0.516 B"
 
 
 def test_formulas_give_the_numbers() -> None:
@@ -113,32 +130,40 @@ def activations(batch: LargestBatch, model: TrainedModel = FULL_BF16) -> list[tu
 
 def test_activations_that_are_kept() -> None:
     # 2 x 10 tokens. A layer: two norms 2 x 64 x (4 + 2 + 2), four tensors of 8 x 8 x 2 and 8 sums x 4, four of 160 x 2,
-    # and 10 pairs of 2 B for every token; the last norm 64 x (4 + 2). Logits at 5 positions.
+    # and 10 pairs of 2 B for every token; the last norm 64 x (4 + 2). Logits at 10 positions: 2 + 8 B each, and the
+    # hidden states of these with their gradients.
     per_token = 2 * 64 * 8 + 4 * 64 * 2 + 8 * 4 + 4 * 160 * 2 + 10 * 2
-    batch = LargestBatch(2, 10, 5, gradient_checkpointing=False, attention="sdpa")
+    batch = LargestBatch(2, 10, 10, gradient_checkpointing=False, has_masks=True)
     assert activations(batch) == [
         ("activations", 20 * (3 * per_token + 64 * 6)),
-        ("logits and their gradients", 12 * 2 * 5 * 1000),
+        ("logits and their gradients", 10 * 10 * 1000 + 2 * 10 * 64 * 2),
     ]
 
 
 def test_only_the_inputs_of_the_layers_are_kept() -> None:
-    batch = LargestBatch(2, 10, 5, gradient_checkpointing=True, attention="sdpa")
+    batch = LargestBatch(2, 10, 10, gradient_checkpointing=True, has_masks=True)
     kept = ("activations", 20 * (3 * 64 * 2 + 64 * 6))
-    assert activations(batch) == [kept, ("logits and their gradients", 120_000)]
+    assert activations(batch) == [kept, ("logits and their gradients", 100_000 + 2_560)]
     # With few positions trained, a layer and the gradients on their way, 3 x 160 x 2 + 2 x 64 x 4, take more.
     per_token = 2 * 64 * 8 + 4 * 64 * 2 + 8 * 4 + 4 * 160 * 2 + 10 * 2
-    few = LargestBatch(2, 10, 1, gradient_checkpointing=True, attention="sdpa")
+    few = LargestBatch(2, 10, 1, gradient_checkpointing=True, has_masks=True)
     assert activations(few) == [kept, ("one layer computed again", 20 * (per_token + 3 * 160 * 2 + 2 * 64 * 4))]
 
 
-@pytest.mark.parametrize(("model", "bytes_per_pair"), [(FULL_FP32, 4 + 8 * 4), (FULL_BF16, 2 + 8 * 6)])
+@pytest.mark.parametrize(("model", "bytes_per_pair"), [(FULL_FP32, 8 * 4), (FULL_BF16, 8 * 6)])
 def test_eager_attention_keeps_its_weights(model: TrainedModel, bytes_per_pair: int) -> None:
-    sdpa, eager = (
-        activations(LargestBatch(2, 10, 5, gradient_checkpointing=False, attention=attention), model)[0][1]
-        for attention in ("sdpa", "eager")
-    )
-    assert eager - sdpa == 3 * 20 * 10 * (bytes_per_pair - model.bytes_per_weight)
+    batch = LargestBatch(2, 10, 10, gradient_checkpointing=False)
+    eager = replace(batch, has_masks=True, keeps_scores=True)
+    more = activations(eager, model)[0][1] - activations(batch, model)[0][1]
+    assert more == 3 * 20 * 10 * (bytes_per_pair + model.bytes_per_weight)
+
+
+def test_the_output_layer_takes_chunks_and_keeps_its_gradient() -> None:
+    """Chunks of 4 of 10 positions; the gradient of 64 x 1000 weights in bf16, and in fp32 added up over the chunks."""
+    batch = LargestBatch(2, 10, 10, gradient_checkpointing=False, logits_at_once=4000)
+    hidden = 2 * 10 * 64 * 2
+    assert activations(batch)[1][1] == 4 * 1000 * 10 + hidden
+    assert activations(replace(batch, trains_head=True))[1][1] == 4 * 1000 * 4 + 64_000 * 2 + 64_000 * 4 + hidden
 
 
 def test_a_tenth_of_the_device_stays_free() -> None:

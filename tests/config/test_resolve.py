@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmforge.config.families import find_family
 from llmforge.config.job import JobConfig
-from llmforge.config.job_memory import ModelSizes, SequenceSizes
+from llmforge.config.job_memory import ModelSizes, SequenceSizes, trained_model
 from llmforge.config.model_shape import read_model_shape
 from llmforge.config.resolve import JobFacts, job_digest, resolve_job
 from llmforge.config.sizing import DataSizes, global_batch_size, measured_context_length, size_job, steps_per_epoch
@@ -49,11 +49,11 @@ def test_a_full_job_on_a_cpu(load: Load) -> None:
     assert job["task"] == "instruction_tuning"
     assert job["accelerator"] == "cpu"
     assert job["precision"] == "fp32"
-    assert job["attention"] == "sdpa"
+    assert job["attention"] == "auto"  # the workers choose, on their devices
     assert (job["packing"], job["padding"]) == (True, None)
     assert job["learning_rate"] == 1e-5
     assert job["train_batch_size_per_device"] is None
-    assert job["optimizer"]["fused"] is False
+    assert job["optimizer"]["fused"] is True
     assert job["deepspeed"] == {"zero_optimization": {"stage": 0}}
     assert job["context_length"] is None
 
@@ -122,12 +122,52 @@ def test_what_the_job_says_is_kept(load: Load) -> None:
     text = (
         "task: causal_lm\naccelerator: cpu\nprecision: bf16\nattention: eager\nlearning_rate: 3e-4\n"
         "train_batch_size_per_device: 9\nrun_name: mine\nlora_config: {target_modules: all-linear}\n"
-        "optimizer: {fused: true}\ndeepspeed: {zero_optimization: {stage: 1}}\n"
+        "optimizer: {fused: false}\ndeepspeed: {zero_optimization: {stage: 1}}\n"
     )
     submitted = load(text)
     resolved = resolve_job(submitted, GPU)
     for key in submitted.model_fields_set:
         assert getattr(resolved, key) == getattr(submitted, key)
+
+
+def test_adafactor_is_not_sharded(load: Load) -> None:
+    """Neither the number of devices nor an unknown model raise the stage."""
+    assert _resolved(load("optimizer: {type: adafactor}\nnum_devices: 4\n"))["deepspeed"] == {
+        "zero_optimization": {"stage": 0}
+    }
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "num_bytes"),
+    [
+        ("{type: adamw}", 8),
+        ("{type: adamw_8bit}", 2.03125),
+        ("{type: adafactor}", 0),
+        ("{type: sgd}", 0),
+        ("{type: sgd, momentum: 0.9}", 4),
+    ],
+)
+def test_memory_of_each_optimizer(load: Load, optimizer: str, num_bytes: float) -> None:
+    trained = trained_model(resolve_job(load(f"optimizer: {optimizer}\n"), CPU), ModelSizes(num_stored=1000))
+    assert trained is not None
+    assert trained.optimizer.num_bytes == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "why"),
+    [
+        ("", GPU, "precision bf16 needs ZeRO stage 1"),
+        ("deepspeed: {zero_optimization: {stage: 2}}\n", CPU, "the deepspeed section asks for ZeRO stage 2"),
+    ],
+)
+def test_adafactor_where_deepspeed_flattens(load: Load, text: str, facts: JobFacts, why: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve_job(load(f"optimizer: {{type: adafactor}}\n{text}"), facts)
+    assert str(caught.value) == (
+        f"optimizer.type: found adafactor, but {why}; allowed: stage 0 and precision fp32 (from stage 1 on rows and "
+        "columns of a matrix are lost, and results would depend on num_devices); use adamw_8bit, or adamw with "
+        "offload_optimizer"
+    )
 
 
 def test_resolving_is_pure_and_idempotent(load: Load) -> None:
@@ -150,6 +190,11 @@ def test_precision_follows_an_explicit_deepspeed_section(load: Load) -> None:
     [
         ("accelerator: gpu", "accelerator: found gpu, but the cluster has none; choose auto or cpu, or add a GPU"),
         ("precision: fp16", "precision: found fp16, allowed on CPUs: bf16, fp32 or auto"),
+        (
+            "lora_config: {}\nquantization: {bits: 8}\ndeepspeed: {zero_optimization: {stage: 3}}",
+            "deepspeed.zero_optimization.stage: found 3, allowed with quantization in 8 bits: 0 to 2 (each device "
+            "keeps all of its 8 bit weights); use bits: 4, or a lower stage",
+        ),
         (
             "context_length: 9000",
             "context_length: found 9000, allowed is at most 8192, the longest sequence of meta-llama/Meta-Llama-3-8B",
@@ -225,6 +270,14 @@ def test_the_zero_stage_that_runs_is_named(
     assert [line for line in caplog.messages if line.startswith("ZeRO")] == [message]
     assert isinstance(job.deepspeed, dict)
     assert job.deepspeed["zero_optimization"] == {"stage": section}
+
+
+def test_what_cannot_be_served_is_said(load: Load, caplog: pytest.LogCaptureFixture) -> None:
+    resolve_job(load("lora_config: {use_dora: true}\n"), CPU)
+    assert caplog.messages == [
+        "lora_config: with use_dora the adapter cannot be served beside the base model by vLLM and its kind; "
+        "merge it into the weights to serve it, or remove the key"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,62 @@ CONTRADICTIONS = {
     "packing: true\npadding: longest": (
         "job.yaml:4: padding: found longest, but packing is true: packs are not padded; remove one key"
     ),
+    "optimizer: {type: sgd, nesterov: true}": (
+        "job.yaml:3: optimizer.nesterov: needs momentum above 0; add optimizer.momentum, or remove this key"
+    ),
     "quantization: {bits: 4}": (
         "job.yaml:3: quantization: needs lora_config: weights in few bits cannot be trained; add it"
     ),
     "lora_config: {}\nquantization: {bits: 4, type: int8}": (
         "job.yaml:4: quantization.type: found int8 for 4 bits, allowed: nf4, fp4 for 4 and int8 for 8"
+    ),
+    "lora_config: {init_lora_weights: pissa}\nquantization: {bits: 4}": (
+        "job.yaml:3: lora_config.init_lora_weights: found pissa, which takes a part out of the base weights and does "
+        "not fit beside quantization: what remains would be rounded anew, and the saved adapter would not make up for "
+        "it; use true"
+    ),
+    "lora_config: {use_dora: true}\nquantization: {bits: 8}": (
+        "job.yaml:3: lora_config.use_dora: found true, allowed with 8 bits is false: PEFT's DoRA loses the scales of "
+        "such weights; use bits: 4, or remove the key"
+    ),
+    "lora_config: {init_lora_weights: loftq}": (
+        "job.yaml:3: lora_config.init_lora_weights: found 'loftq', which is not offered: it quantizes the base weights "
+        "in a way that can neither be stored nor served; use true"
+    ),
+    "lora_config: {init_lora_weights: orthogonal, r: 4, rank_pattern: {q_proj: 3}}": (
+        "job.yaml:3: lora_config.init_lora_weights: found orthogonal, which needs even ranks (r, rank_pattern); "
+        "choose one, or use true"
+    ),
+    "lora_config: {init_lora_weights: olora}\ninitial_adapter_model_ckpt_path: a": (
+        "job.yaml:3: lora_config.init_lora_weights: found olora, but initial_adapter_model_ckpt_path gives the initial "
+        "values; remove it"
+    ),
+    "lora_config: {init_lora_weights: olora, fan_in_fan_out: true}": (
+        "job.yaml:3: lora_config.init_lora_weights: found olora, which is not offered for layers of fan_in_fan_out; "
+        "use true"
+    ),
+    "lora_config: {init_lora_weights: pissa_niter_4, use_rslora: true, rank_pattern: {q_proj: 4}}": (
+        "job.yaml:3: lora_config.init_lora_weights: found pissa_niter_4, which cannot be saved for the published base "
+        "where use_rslora meets rank_pattern or alpha_pattern; remove one of them"
+    ),
+    "lora_config: {target_modules: '.*q_proj', layers_to_transform: 1}": (
+        "job.yaml:3: lora_config.layers_to_transform: cannot stand beside a regular expression in target_modules, "
+        "which names the layers itself; remove this key, or give target_modules as a list"
+    ),
+    "lora_config: {lora_bias: true}": (
+        "job.yaml:3: lora_config.lora_bias: found true, allowed is false: such an adapter can be neither served by "
+        "vLLM and its kind nor merged into layers that have no bias; remove the key"
+    ),
+    "lora_config: {target_parameters: [a], lora_dropout: 0.1}": (
+        "job.yaml:3: lora_config.lora_dropout: found 0.1, but target_parameters adapts parameters without a layer of "
+        "their own, for which there is none; remove one of them"
+    ),
+    "lora_config: {target_parameters: [a], init_lora_weights: olora}": (
+        "job.yaml:3: lora_config.target_parameters: cannot start with init_lora_weights olora; remove one of them"
+    ),
+    "liger_kernel: {enabled: true, kwargs: {fused_linear_cross_entropy: true}}": (
+        "job.yaml:3: liger_kernel.kwargs.fused_linear_cross_entropy: found true, allowed is false: llmforge computes "
+        "the loss itself, at trained positions only and without the full matrix of logits; remove the key"
     ),
     "initial_adapter_model_ckpt_path: a": (
         "job.yaml:3: initial_adapter_model_ckpt_path: needs lora_config: without it all weights are trained and no "

@@ -32,21 +32,9 @@ REFUSED = {
     "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://b/a": (
         "initial_adapter_model_ckpt_path: not supported yet (copy the adapter to a local folder)"
     ),
-    "lora_config: {}\ninitial_adapter_model_ckpt_path: {repo_id: a/b}": (
-        "initial_adapter_model_ckpt_path.repo_id: not supported yet (download the adapter to a local folder)"
-    ),
-    "lora_config: {}\nquantization: {bits: 4}": (
-        "quantization: not supported yet (remove it: the base weights are held in the job's precision)"
-    ),
-    "liger_kernel: {enabled: true}": "liger_kernel.enabled: not supported yet (set it to false)",
-    "attention: flex": "attention: not supported yet (allowed for now: auto, sdpa, eager)",
-    "attention: flash_attention_2": "attention: not supported yet (allowed for now: auto, sdpa, eager)",
     "embedding_scaling_technique: linear": (
         "embedding_scaling_technique: not supported yet (choose a context_length the model has)"
     ),
-    "optimizer: {type: sgd}": "optimizer.type: not supported yet (allowed for now: adamw)",
-    "optimizer: {type: adamw_8bit}": "optimizer.type: not supported yet (allowed for now: adamw)",
-    "optimizer: {type: adafactor}": "optimizer.type: not supported yet (allowed for now: adamw)",
     "logger: {provider: wandb}": (
         "logger: not supported yet (remove it: metrics.jsonl and the progress display are always on)"
     ),
@@ -66,10 +54,21 @@ ACCEPTED = [
     f"generation_config: {{prompt_format: {PROMPT_FORMAT}}}",
     "initial_base_model_ckpt_path: models/base",
     "lora_config: {}\ninitial_adapter_model_ckpt_path: adapters/a",
+    "lora_config: {}\ninitial_adapter_model_ckpt_path: {repo_id: a/b, revision: main}",
+    "lora_config: {}\nquantization: {bits: 4}",
+    "lora_config: {use_dora: true}\nquantization: {bits: 4, type: fp4, double_quantization: false}",
+    "lora_config: {}\nquantization: {bits: 8}",
     "liger_kernel: {enabled: false}",
+    "liger_kernel: {enabled: true, kwargs: {rope: false, cross_entropy: false}}",
     "attention: eager",
+    "attention: varlen",
+    "attention: flex",
+    "attention: flash_attention_2",
     "flash_attention_2: true",
     "optimizer: {type: adamw, weight_decay: 0.1}",
+    "optimizer: {type: adamw_8bit}",
+    "optimizer: {type: adafactor}",
+    "optimizer: {type: sgd, momentum: 0.9, nesterov: true}",
     "early_stopping: {patience: 2}\nvalid_path: a.jsonl",
     "max_failures: 5",
     "custom_model_tag: a\nnum_data_blocks_per_device: 2\ntrainer_resources: {memory: 1}\nworker_resources: {A10G: 0.1}",
@@ -90,12 +89,12 @@ def test_accepted(load: Load, text: str) -> None:
 
 
 def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
-    assert problems("quantization: {bits: 4}\nlora_config: {}\ndataset:\n  valid_fractoin: 0.1\n") == [
-        "job.yaml:3: quantization: not supported yet (remove it: the base weights are held in the job's precision)",
+    assert problems("evaluation: {prompts: [hello]}\nlora_config: {}\ndataset:\n  valid_fractoin: 0.1\n") == [
+        "job.yaml:3: evaluation: not supported yet (remove it)",
         "job.yaml:6: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
     ]
 
 
 def test_python_callers_are_refused_too() -> None:
-    with pytest.raises(ValidationError, match="attention: not supported yet"):
-        JobConfig(model_id="meta-llama/Meta-Llama-3-8B", train_path="a.jsonl", attention="flex")
+    with pytest.raises(ValidationError, match="embedding_scaling_technique: not supported yet"):
+        JobConfig(model_id="meta-llama/Meta-Llama-3-8B", train_path="a.jsonl", embedding_scaling_technique="linear")

@@ -12,6 +12,11 @@ LLAMA_8B_FULL = TrainedModel(8_000_000_000, 8_000_000_000, 2, has_fp32_gradients
 LLAMA_8B_LORA = TrainedModel(8_080_000_000, 80_000_000, 2, has_fp32_gradients=True)
 
 
+def test_the_highest_stage_where_none_fits() -> None:
+    stage, reason = choose_zero_stage(LLAMA_8B_FULL, 2, 24 * GIB, highest=2)
+    assert stage == 2 and reason.startswith("even shared by 2 devices the model state takes ")
+
+
 @pytest.mark.parametrize(
     ("model", "num_devices", "memory_gib", "lowest", "stage"),
     [

@@ -28,7 +28,8 @@ from llmforge.config.sizing import DataSizes, size_job
 from llmforge.errors import CheckpointError, DataError, ModelError
 from llmforge.inference.generate import Generator, Sampling, open_generator
 from llmforge.inference.load import TrainedModel, load_trained_model
-from llmforge.models.load import add_adapter, load_base_model
+from llmforge.models.adapter import add_adapter
+from llmforge.models.load import load_base_model
 from llmforge.storage.base import open_storage
 from tests.prompt.formats import VERBATIM
 

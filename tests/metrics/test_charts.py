@@ -8,16 +8,32 @@ import pytest
 
 from llmforge.metrics.charts import MAX_POINTS, Chart, draw_charts, draw_lengths
 from llmforge.metrics.data_facts import LengthBin, Lengths
+from llmforge.metrics.meters import PARTS
 
 
 def losses(*values: float) -> list[dict[str, float]]:
     return [{"step": step, "train/loss": value} for step, value in enumerate(values, start=1)]
 
 
+def step_times(step: int, seconds: float) -> dict[str, float]:
+    parts = dict(zip(PARTS, (0.1, 0.3, 0.5, 0.05), strict=True))
+    return {
+        "step": step,
+        "train/step_seconds": seconds,
+        **{f"train/{part}_seconds": share * seconds for part, share in parts.items()},
+    }
+
+
 def polylines(svg: str, variable: str) -> list[str]:
     """The path data of the lines drawn in a colour, frames and legend apart: those are short."""
     paths = re.findall(rf'<path d="([^"]*)"[^>]*stroke: var\(--{variable}\)', svg)
     return [path for path in paths if "clip-path" not in path]
+
+
+def height(path: str) -> float:
+    """Of the box around an outline."""
+    rows = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path)]
+    return max(rows) - min(rows)
 
 
 def assert_well_formed(chart: Chart) -> None:
@@ -36,7 +52,10 @@ def test_a_chart_for_each_quantity_that_was_measured() -> None:
         "train/grad_norm": 1.0,
         "train/trained_tokens_per_second": 5.0,
         "train/step_seconds": 1.0,
+        "train/mfu": 0.4,
+        "train/padding_share": 0.0,
         "train/peak_memory_bytes": 2**30,
+        **{f"train/{part}_seconds": 0.25 for part in PARTS},
     }
     assert [chart.title for chart in draw_charts([record])] == [
         "Loss",
@@ -44,7 +63,10 @@ def test_a_chart_for_each_quantity_that_was_measured() -> None:
         "Gradient norm",
         "Trained tokens per second",
         "Seconds per step",
+        "MFU (%)",
+        "Padding (%)",
         "Peak memory (GiB)",
+        "Where the time of a step goes (%)",
     ]
     assert [chart.title for chart in draw_charts([{"step": 0, "eval/loss": 1.0}])] == ["Loss"]
     assert draw_charts([]) == []
@@ -62,6 +84,9 @@ def test_a_chart_for_each_quantity_that_was_measured() -> None:
         [{"step": 5, "train/grad_norm": 0.0}, {"step": 6, "train/grad_norm": math.nan}],
         [{"step": step, "train/grad_norm": 10.0 ** (step % 7)} for step in range(50)],
         [{"step": step, "train/lr": 0.0} for step in range(3)],
+        [step_times(1, 1.0)],
+        [step_times(step, 0.5 + step % 3) for step in range(1, 5000)],
+        [step_times(1, 0.0), step_times(2, 1.0), step_times(3, 1.0)],
     ],
 )
 def test_every_drawing_is_well_formed_and_refers_to_nothing_outside(records: list[dict[str, float]]) -> None:
@@ -89,6 +114,18 @@ def test_a_gap_in_the_loss_is_a_gap_in_the_line() -> None:
     whole, broken = (draw_charts(losses(3.0, 2.0, value, 2.0, 1.0))[0].svg for value in (1.5, math.nan))
     assert max(polylines(whole, "train"), key=len).count("M") == 1
     assert max(polylines(broken, "train"), key=len).count("M") == 2
+
+
+@pytest.mark.parametrize("steps", [(1, 2, 3), (7,)])
+def test_the_parts_of_a_step_lie_above_each_other(steps: tuple[int, ...]) -> None:
+    chart = draw_charts([step_times(step, 2.0) for step in steps])[-1]
+    _, frame = re.findall(r'<path d="([^"]*)" style="fill: none"/>', chart.svg)[:2]
+    outlines = dict(re.findall(r'<path id="([^"]*)" d="([^"]*)"', chart.svg))
+    areas = re.findall(r'<use href="#([^"]*)"[^>]*fill: var\(--(eval|train)\)', chart.svg)
+    whole = height(frame)
+    assert [color for _, color in areas] == ["eval", "train", "train", "train"]
+    assert [height(outlines[name]) / whole for name, _ in areas] == pytest.approx([0.1, 0.3, 0.5, 0.05], abs=1e-5)
+    assert all(f">{label}</text>" in chart.svg for label in ("data wait", "forward", "backward", "optimizer"))
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,14 @@ def test_a_resumed_run_starts_where_it_was_and_foretells_from_its_own_steps() ->
     ]
 
 
+def test_the_share_of_the_peak_where_it_is_known() -> None:
+    def run(display: ProgressDisplay, clock: Clock) -> None:
+        display.start_training(first_step=0, max_steps=2)
+        display.update({**record(1), "train/mfu": 0.4149}, 1)
+
+    assert shown(run).splitlines()[-1] == "step 1 of 2, loss 5.0000, lr 1.00e-04, 12,346 trained tokens/s, MFU 41%"
+
+
 def test_rows_of_unknown_total() -> None:
     def run(display: ProgressDisplay, clock: Clock) -> None:
         display.phase("preparing data")

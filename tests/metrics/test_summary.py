@@ -64,6 +64,97 @@ def test_summary_of_a_run() -> None:
     ]
 
 
+STEP = {
+    "step": 1,
+    "train/trained_tokens_per_second": 400.0,
+    "train/tokens_per_second": 1000.0,
+    "train/trained_tokens_per_second_per_device": 100.0,
+    "train/step_seconds": 2.0,
+    "train/data_seconds": 0.01,
+    "train/forward_seconds": 0.6,
+    "train/backward_seconds": 1.2,
+    "train/optimizer_seconds": 0.1,
+    "train/padding_share": 0.5,
+    "train/tflops_per_device": 300.0,
+    "train/mfu": 0.3,
+    "train/mfu_6n": 0.4,
+    "train/peak_memory_bytes": 2**31,
+    "train/peak_memory_bytes/rank_0": 2**30,
+    "train/peak_memory_bytes/rank_1": 2**31,
+}
+
+
+def test_where_time_work_and_memory_went() -> None:
+    later = {
+        "train/step_seconds": 1.0,
+        "train/padding_share": 0.0,
+        "train/mfu": 0.6,
+    }
+    tiles = summarise([STEP, {**STEP, **later, "step": 3, "save/seconds": 0.2}, {"step": 4, "save/seconds": 0.1}])
+    assert tiles == [
+        Tile("Trained tokens/s", "400", "1,600 trained tokens; 100/s per device"),
+        Tile("Time in steps", "4.0 s", "without start-up, evaluations and saves"),
+        Tile("Time of a step", "1.333 s", "data wait 0.8%, forward 45.0%, backward 90.0%, optimizer 7.5%"),
+        Tile("Training held back by saves", "0.3 s", "2 saves, 7.5% on top of the time in steps"),
+        # 2,000 tokens on 4,000 positions, then 2,000 on as many
+        Tile("Padding", "33.3%", "of the positions computed"),
+        Tile("MFU", "45.0%", "300 TFLOP/s per device; 40.0% by 6 x parameters x tokens"),
+        Tile("Peak memory", "2.00 GiB", "rank 0 1.00 GiB, rank 1 2.00 GiB"),
+    ]
+
+
+def test_a_rank_keeps_its_most_memory_and_many_ranks_are_not_listed() -> None:
+    peaks = [(0, 3), (1, 2), (0, 1), (2, 3), (3, 4), (4, 4)]
+    records = [
+        {"step": step, "train/peak_memory_bytes": 2**32, f"train/peak_memory_bytes/rank_{rank}": gib * 2.0**30}
+        for step, (rank, gib) in enumerate(peaks)
+    ]
+    assert summarise(records[:3])[-1] == Tile("Peak memory", "4.00 GiB", "rank 0 3.00 GiB, rank 1 2.00 GiB")
+    assert summarise(records)[-1].detail == "largest of 5 ranks; the smallest 2.00 GiB on rank 1"
+
+
+def test_a_device_of_unknown_peak_has_a_speed_and_no_share() -> None:
+    record = {key: value for key, value in STEP.items() if "mfu" not in key}
+    assert Tile("Speed of a device", "300 TFLOP/s", "operations that the model needs") in summarise([record])
+
+
+@pytest.mark.parametrize(
+    ("waits", "step_seconds", "warned"),
+    [
+        ((0.5, 2.0, 2.0), 100.0, True),
+        ((0.5, 0.5, 0.5), 100.0, False),  # below 1 %
+        ((90.0, 0.9, 0.9), 100.0, False),  # the first batch cannot be fetched ahead
+        ((0.0, 0.4, 0.4), 2.0, False),  # below a second in all
+        ((5.0,), 100.0, True),
+    ],
+)
+def test_a_wait_for_data_is_a_warning_with_what_to_do(
+    waits: tuple[float, ...], step_seconds: float, warned: bool
+) -> None:
+    records = [
+        {
+            **STEP,
+            "step": step,
+            "train/step_seconds": step_seconds,
+            "train/data_seconds": wait,
+            "train/padding_share": 0.0,
+        }
+        for step, wait in enumerate(waits, start=1)
+    ]
+    warnings = find_warnings(records)
+    assert len(warnings) == warned
+    if len(waits) > 1 and warned:
+        assert warnings[0].startswith("The steps waited for their batches for 4.0 s, 2.0% of their time; up to 1% is")
+        assert "worker_resources" in warnings[0]
+
+
+def test_much_padding_is_a_warning_with_what_to_do() -> None:
+    assert find_warnings([{**STEP, "train/padding_share": 0.09}]) == []
+    (warning,) = find_warnings([STEP])
+    assert warning.startswith("50.0% of the positions that the model computed were padding; up to 10% is usual.")
+    assert "packing: true" in warning
+
+
 def test_summary_of_one_step_and_of_none() -> None:
     assert summarise([{"step": 1, "train/loss": 2.0}]) == [
         Tile("Final training loss", "2.0000"),

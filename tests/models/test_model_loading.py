@@ -16,7 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llmforge.config.model import LoraConfig
 from llmforge.errors import ModelError
-from llmforge.models.load import add_adapter, linear_layer_names, load_adapter, load_base_model, load_tokenizer
+from llmforge.models.adapter import add_adapter, linear_layer_names
+from llmforge.models.adapter_files import load_adapter
+from llmforge.models.load import load_base_model, load_tokenizer
 
 LAYERS = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
 LAYERS_THERE = f"the linear layers of this model are {LAYERS}; all-linear means all but the output layer"
@@ -294,4 +296,4 @@ def test_what_is_no_adapter(adapter: Path, base: Path, tmp_path: Path) -> None:
     cut = changed(adapter, tmp_path / "cut", adapter_model=b"cut")
     assert found(cut) == "the adapter does not fit the base model: Error while deserializing header: header too small"
     config = changed(adapter, tmp_path / "config", adapter_config="{}")
-    assert found(config) == "the adapter does not fit the base model: 'peft_type'"
+    assert found(config) == "found an adapter of peft_type None, allowed is LORA"

@@ -19,21 +19,24 @@ from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmforge.config.deepspeed import build_deepspeed_config
-from llmforge.config.training import AdamW
+from llmforge.config.training import AdamW, OptimizerConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.packing import pack
 from llmforge.dataset.shards import SampleReader
-from llmforge.train.batches import TrainingBatches
-from llmforge.train.engine import OptimizerState, TrainingEngine
+from llmforge.models.attention import use_attention
+from llmforge.train.batches import Layout, TrainingBatches
+from llmforge.train.engine import TrainingEngine
 from llmforge.train.evaluate import evaluate
 from llmforge.train.loop import seed_step
-from llmforge.train.losses import next_token_loss
+from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
+from llmforge.train.optimizer_state import OptimizerState
 from llmforge.train.state import TrainerState, load_optimizer_state, save_optimizer_state
 from tests.dataset.samples import join_examples, write_samples
 
 Precision = Literal["fp32", "bf16"]
 Method = Literal["full", "lora"]
+Offloaded = Literal["offload_optimizer", "offload_param"]
 
 VOCABULARY = 67
 CONTEXT_LENGTH = 48
@@ -58,6 +61,15 @@ class Case:
     resume_from: "Case | None" = None
     """Go on from what this case saved (by another number of workers)."""
     weight_decay: float = 0.1
+    optimizer: OptimizerConfig | None = None
+    """Default: AdamW."""
+    by_documents: bool = True
+    """Lay a micro-batch out in one row, for attention by documents."""
+    offload: tuple[Offloaded, ...] = ()
+    """What DeepSpeed keeps in the memory of the host."""
+    hidden_size: int = 32
+    rehearsed: bool = False
+    """Take a step that changes nothing first, and forget it."""
 
     @property
     def accumulation(self) -> int:
@@ -106,11 +118,11 @@ def write_random_samples(folder: Path) -> None:
     write_samples(folder / "alone.arrow", [join_examples([example]) for example in examples])
 
 
-def tiny_model(method: str = "full", dropout: float = 0.0) -> LlamaForCausalLM | peft.PeftModel:
+def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32) -> LlamaForCausalLM | peft.PeftModel:
     """A Llama with random weights, the same at every call."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, attention_dropout=dropout if method == "full" else 0.0,
         tie_word_embeddings=False,
     )  # fmt: skip
@@ -136,27 +148,34 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
     reader = SampleReader([folder / ("packed.arrow" if case.packed else "alone.arrow")])
     batches = TrainingBatches(
         reader, micro_batch_size=case.micro_batch_size, num_micro_batches=case.accumulation, rank=rank,
-        num_workers=case.num_workers, seed=SEED, shuffle=True,
+        num_workers=case.num_workers, seed=SEED, shuffle=True, layout=Layout(case.by_documents),
     )  # fmt: skip
     source = case.resume_from
     engine, step = build_engine(case), 0
     if source is not None:
         engine, step = _restored(case, folder / source.key), source.num_steps
+    if case.rehearsed:
+        engine.rehearse(next(iter(batches.step(0).micro_batches)))
     losses, grad_norms = [], []
     while step < case.num_steps:
         if step == case.resume_at:
             _save(engine, folder / case.key, step)
             engine = _restored(case, folder / case.key)
         seed_step(SEED, step, rank)
-        result = engine.step(batches.step(step), next_token_loss, learning_rate=1e-3)
+        result = engine.step(batches.step(step), learning_rate=1e-3)
         losses.append(result.loss)
         grad_norms.append(result.grad_norm)
         step += 1
     _save(engine, folder / case.key, step)
     validation = TrainingBatches(
-        reader, micro_batch_size=2, num_micro_batches=1, rank=rank, num_workers=case.num_workers
+        reader,
+        micro_batch_size=2,
+        num_micro_batches=1,
+        rank=rank,
+        num_workers=case.num_workers,
+        layout=Layout(case.by_documents),
     )
-    return Outcome(losses, grad_norms, evaluate(engine, validation, next_token_loss).loss, _weights(engine))
+    return Outcome(losses, grad_norms, evaluate(engine, validation).loss, _weights(engine))
 
 
 def load_weights(folder: Path, method: Method) -> dict[str, torch.Tensor]:
@@ -169,16 +188,19 @@ def load_weights(folder: Path, method: Method) -> dict[str, torch.Tensor]:
 
 def build_engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> TrainingEngine:
     """The tiny model, with these weights in place of its own, under the engine."""
-    model = tiny_model(case.method, case.dropout)
+    model = tiny_model(case.method, case.dropout, case.hidden_size)
     if weights is not None:
         model.load_state_dict(weights, strict=False)
-    optimizer = build_optimizer(model.parameters(), AdamW(weight_decay=case.weight_decay, fused=False), 1e-3)
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    use_attention(base, "sdpa_per_document" if case.by_documents else "sdpa", device=torch.device("cpu"))
+    optimizer = build_optimizer(model.parameters(), case.optimizer or AdamW(weight_decay=case.weight_decay), 1e-3)
+    offload = {part: {"device": "cpu"} for part in case.offload}
     config = build_deepspeed_config(
-        None, zero_stage=case.zero_stage, micro_batch_size=case.micro_batch_size,
+        {"zero_optimization": offload}, zero_stage=case.zero_stage, micro_batch_size=case.micro_batch_size,
         gradient_accumulation_steps=case.accumulation, num_workers=case.num_workers, precision=case.precision,
-        max_grad_norm=0.5, hidden_size=32,
+        max_grad_norm=0.5, hidden_size=case.hidden_size,
     )  # fmt: skip
-    return TrainingEngine(model, optimizer, config, torch.device("cpu"))
+    return TrainingEngine(NextTokenLoss(model), optimizer, config, torch.device("cpu"))
 
 
 def _weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:

@@ -23,12 +23,13 @@ from llmforge.checkpoint.staging import Staging
 from llmforge.checkpoint.store import CheckpointStore
 from llmforge.dataset.shards import SampleReader
 from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger
+from llmforge.metrics.meters import StepMeter
+from llmforge.models.operations import count_operations
 from llmforge.storage.patience import open_patiently
 from llmforge.train.batches import TrainingBatches
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.evaluate import evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
-from llmforge.train.losses import next_token_loss
 from llmforge.train.recovery import finish_or_remove_leftovers, restore_newest
 from llmforge.train.requests import Request
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
@@ -112,13 +113,13 @@ def train_rank(
         parts = LoopParts(
             engine=engine,
             batches=batches,
-            loss_function=next_token_loss,
             learning_rate=lambda step: 1e-3 / step,
-            evaluate=lambda: evaluate(engine, _batches(run, rank, is_validation=True), next_token_loss),
+            evaluate=lambda: evaluate(engine, _batches(run, rank, is_validation=True)),
             checkpoints=writer,
             supervision=watch,
             logger=curves,
-            peak_memory_bytes=lambda: 0,
+            meter=StepMeter(run.case.num_workers, None),
+            operations=count_operations(engine.module),
         )
         train(parts, state, _plan(run, batches.steps_per_epoch))
     watch.write("done")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.shards import Sample, SampleReader, sample_order
-from llmforge.train.batches import EMPTY, EMPTY_SAMPLE, Batch, TrainingBatches, collate, plan_steps
+from llmforge.train.batches import EMPTY, EMPTY_SAMPLE, Batch, Layout, TrainingBatches, collate, plan_steps
 from tests.dataset.samples import join_examples, write_samples
 
 NUMBER_STRIDE = 100
@@ -55,6 +55,10 @@ def ranks(reader: SampleReader, shape: Shape, *, seed: int = 0, shuffle: bool = 
         )
         for rank in range(num_workers)
     ]
+
+
+def num_trained(batch: Batch) -> int:
+    return len(batch.targets) if batch.weights is None else int((batch.weights > 0).sum())
 
 
 def numbers(batches: Sequence[Batch]) -> list[int]:
@@ -103,7 +107,7 @@ def test_every_rank_knows_the_counts_of_the_global_batch(
 ) -> None:
     steps = [worker.step(step) for worker in ranks(readers[count], shape)]
     batches = [batch for one in steps for batch in one.micro_batches]
-    trained = sum(int((batch.labels != IGNORED_LABEL).sum()) for batch in batches)
+    trained = sum(num_trained(batch) for batch in batches)
     tokens = sum(readers[count].num_tokens[number] for number in numbers(batches))
     assert {(one.num_trained_tokens, one.num_tokens) for one in steps} == {(trained, tokens)}
 
@@ -129,7 +133,8 @@ def test_a_step_does_not_depend_on_those_before_it(readers: dict[int, SampleRead
         fresh = ranks(readers[23], shape, seed=7)[1].step(step)
         for one, other in zip(walked.step(step).micro_batches, fresh.micro_batches, strict=True):
             assert torch.equal(one.input_ids, other.input_ids)
-            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.positions, other.positions)
+            assert torch.equal(one.targets, other.targets)
 
 
 def test_epochs_differ_when_shuffled_and_not_otherwise(readers: dict[int, SampleReader]) -> None:
@@ -146,9 +151,9 @@ def test_the_last_step_is_filled_up_with_what_counts_for_nothing(readers: dict[i
     assert workers[0].steps_per_epoch == 2
     first, second = (worker.step(1).micro_batches[0] for worker in workers)
     assert numbers([first]) == [4]
-    assert (first.labels[1] == IGNORED_LABEL).all()
+    assert (first.positions < first.input_ids.shape[1]).all()  # nothing is trained in the second row
     assert second.input_ids.tolist() == [[0], [0]]
-    assert second.labels.tolist() == [[IGNORED_LABEL], [IGNORED_LABEL]]
+    assert num_trained(second) == 0
 
 
 def test_trained_tokens_of_all_samples(readers: dict[int, SampleReader]) -> None:
@@ -174,24 +179,61 @@ def test_collate() -> None:
     batch = collate([packed(3, 1, 2), packed(4), EMPTY_SAMPLE])
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 0, 0], [0] * 6]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 0, 1], [0, 0, 1, 2, 3, 4]]
-    assert batch.labels.tolist() == [[-100, 2, 3, -100, -100, 6], [-100, 2, 3, 4, -100, -100], [-100] * 6]
-    assert {tensor.dtype for tensor in (batch.input_ids, batch.position_ids, batch.labels)} == {torch.int64}
+    assert batch.positions.tolist() == [0, 1, 4, 6, 7, 8]  # each stands before a trained token
+    assert batch.targets.tolist() == [2, 3, 6, 2, 3, 4]
+    assert (batch.num_positions, batch.num_token_pairs) == (18, 9 + 1 + 4 + 16 + 1)
+    tensors = (batch.input_ids, batch.position_ids, batch.positions, batch.targets)
+    assert {tensor.dtype for tensor in tensors} == {torch.int64}
+    assert batch.documents is None
+
+
+def test_collate_by_documents() -> None:
+    """One row without padding, and the examples' lengths."""
+    batch = collate([packed(3, 1, 2), packed(4), EMPTY_SAMPLE], Layout(by_documents=True))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 0, 1, 0, 1, 2, 3, 0]]
+    assert batch.positions.tolist() == [0, 1, 4, 6, 7, 8]
+    assert batch.targets.tolist() == [2, 3, 6, 2, 3, 4]
+    assert (batch.num_positions, batch.num_token_pairs) == (11, 9 + 1 + 4 + 16 + 1)
+    assert batch.documents is not None
+    assert batch.documents.lengths == (3, 1, 2, 4, 1)
+    assert batch.documents.offsets.tolist() == [0, 3, 4, 6, 10, 11]
+
+
+def test_padding_is_a_document_of_its_own() -> None:
+    batch = collate([packed(3), packed(1, 2)], Layout(by_documents=True, pad_to=5))
+    assert batch.input_ids.tolist() == [[1, 2, 3, 0, 0, 1, 2, 3, 0, 0]]
+    assert batch.documents is not None
+    assert batch.documents.lengths == (3, 2, 1, 2, 2)
+    assert batch.targets.tolist() == [2, 3, 3]
 
 
 @pytest.mark.parametrize(("pad_to", "width"), [(None, 4), (2, 4), (4, 4), (7, 7)])
 def test_pad_to_is_a_least_width(pad_to: int | None, width: int) -> None:
-    batch = collate([packed(4), packed(1, 2)], pad_to)
-    assert batch.input_ids.shape == batch.position_ids.shape == batch.labels.shape == (2, width)
+    batch = collate([packed(4), packed(1, 2)], Layout(pad_to=pad_to))
+    assert batch.input_ids.shape == batch.position_ids.shape == (2, width)
     assert batch.input_ids[:, :3].tolist() == [[1, 2, 3], [1, 2, 3]]
-    assert (batch.labels[:, 4:] == IGNORED_LABEL).all()
+    assert batch.targets.tolist() == [2, 3, 4, 3]
 
 
 def test_pad_to_of_a_training(readers: dict[int, SampleReader]) -> None:
-    batches = TrainingBatches(readers[5], micro_batch_size=2, num_micro_batches=2, rank=0, num_workers=1, pad_to=16)
+    batches = TrainingBatches(
+        readers[5], micro_batch_size=2, num_micro_batches=2, rank=0, num_workers=1, layout=Layout(pad_to=16)
+    )
     shapes = [batch.input_ids.shape for step in range(2) for batch in batches.step(step).micro_batches]
     assert shapes == [(2, 16)] * 4
 
 
 def test_a_batch_moves_as_a_whole() -> None:
-    moved = collate([packed(2, 3)]).to(torch.device("meta"))
-    assert {tensor.device.type for tensor in (moved.input_ids, moved.position_ids, moved.labels)} == {"meta"}
+    moved = collate([packed(2, 3)], Layout(by_documents=True)).to(torch.device("meta"))
+    assert moved.documents is not None
+    tensors = (moved.input_ids, moved.position_ids, moved.positions, moved.targets, moved.documents.offsets)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert moved.num_token_pairs == 4 + 9
+
+
+def test_the_largest_batch_holds_the_longest_samples(readers: dict[int, SampleReader]) -> None:
+    reader = readers[5]
+    batches = TrainingBatches(reader, micro_batch_size=2, num_micro_batches=1, rank=0, num_workers=1)
+    assert batches.largest().input_ids.shape == (2, batches.longest_tokens)
+    assert batches.longest_tokens == max(len(reader[index].input_ids) for index in range(len(reader)))

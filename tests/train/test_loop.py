@@ -13,13 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmforge.config.operations import StepOperations, Weights
 from llmforge.config.training import EarlyStopping
 from llmforge.errors import StorageError
-from llmforge.train.batches import StepBatches, TrainingBatches
+from llmforge.metrics.meters import StepMeter
+from llmforge.train.batches import StepBatches
 from llmforge.train.engine import StepResult, TrainingEngine
 from llmforge.train.evaluate import EvaluationResult
 from llmforge.train.loop import LoopParts, LoopPlan, seed_step, train
-from llmforge.train.losses import LossFunction, next_token_loss
 from llmforge.train.requests import Request
 from llmforge.train.state import TrainerState
 
@@ -28,6 +29,11 @@ Entry = tuple[str, float]
 
 PLAN = LoopPlan(
     max_steps=7, steps_per_epoch=4, evaluation_interval_steps=3, eval_first=False, early_stopping=None, seed=11
+)
+
+
+OPERATIONS = StepOperations(
+    decoder=Weights(trained=100), head=Weights(trained=10), num_layers=1, attention_width=8, num_parameters=120
 )
 
 
@@ -45,6 +51,7 @@ class World:
     records: list[dict[str, float]] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
     random_numbers: list[float] = field(default_factory=list)
+    timed_saves: list[int] = field(default_factory=list)
     saved: list[TrainerState] = field(default_factory=list)
     phases: list[Entry] = field(default_factory=list)
     requests: Mapping[int, Request] = field(default_factory=dict)
@@ -59,19 +66,22 @@ class World:
         losses = iter(self.validation_losses)
         parts = LoopParts(
             engine=cast(TrainingEngine, Engine(self)),
-            batches=cast(TrainingBatches, Batches()),
-            loss_function=next_token_loss,
+            batches=Batches(),
             learning_rate=learning_rate,
             evaluate=None if self.validation_losses == () else partial(self._evaluate, lambda: next(losses)),
             checkpoints=self,
             supervision=self,
             logger=self,
-            peak_memory_bytes=lambda: 1000,
+            meter=StepMeter(2, 1e6),
+            operations=OPERATIONS,
         )
         train(parts, state, plan)
         return state
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if "save/seconds" in metrics:
+            self.timed_saves.append(step)
+            return
         kind = "log evaluation" if "eval/loss" in metrics else "log step"
         self.journal.append((kind, step))
         self.records.append({"step": step, **metrics})
@@ -119,8 +129,7 @@ class Engine:
         self._world = world
         self.rank = world.rank
 
-    def step(self, batches: StepBatches, loss_function: LossFunction, learning_rate: float, notice: int) -> StepResult:
-        assert loss_function is next_token_loss
+    def step(self, batches: StepBatches, learning_rate: float, notice: int) -> StepResult:
         self._world.last_request = self._world.request
         self._world.journal.append(("step", batches.num_tokens - 1000))
         self._world.learning_rates.append(learning_rate)
@@ -131,6 +140,10 @@ class Engine:
             learning_rate=learning_rate,
             num_trained_tokens=batches.num_trained_tokens,
             num_tokens=batches.num_tokens,
+            num_positions=batches.num_tokens + 24,
+            num_token_pairs=5,
+            peak_memory_bytes=(1000, 3000),
+            part_seconds={"forward": 1.0, "backward": 2.0, "optimizer": 0.5},
             notice=notice,
         )
 
@@ -156,6 +169,7 @@ def test_a_whole_run() -> None:
     ]
     assert [(evaluation.step, evaluation.loss) for evaluation in state.evaluations] == [(3, 3.0), (6, 2.0), (7, 1.0)]
     assert (state.step, state.seen_trained_tokens) == (7, sum(range(10, 17)))
+    assert world.timed_saves == saves(world.journal)
     assert world.saved[-1] == state  # the evaluation of its own weights is in a checkpoint
 
 
@@ -163,15 +177,27 @@ def test_what_a_record_holds() -> None:
     world = World(validation_losses=[2.0, 2.0, 2.0])
     world.run(PLAN)
     step, evaluation = world.records[2], world.records[3]
-    assert step.pop("train/step_seconds") >= 0
-    assert step.pop("train/tokens_per_second") > step.pop("train/trained_tokens_per_second")
+    seconds = step.pop("train/step_seconds")
+    assert seconds >= step.pop("train/data_seconds") >= 0
+    # Both devices together, of 10^6 operations a second each.
+    operations = 6 * (1002 * 100 + 12 * 10) + 5 * 12 * 8 / 2
+    assert step.pop("train/mfu") == pytest.approx(operations / seconds / 2e6)
+    assert step.pop("train/mfu_6n") == pytest.approx(6 * 120 * 1002 / seconds / 2e6)
+    assert step.pop("train/tflops_per_device") == pytest.approx(operations / seconds / 2e12)
+    for kind, count in (("tokens", 1002), ("trained_tokens", 12)):
+        assert step.pop(f"train/{kind}_per_second") == pytest.approx(count / seconds)
+        assert step.pop(f"train/{kind}_per_second_per_device") == pytest.approx(count / seconds / 2)
     assert step == {
         "step": 3,
         "epoch": 0.75,
         "train/loss": 1.2,
         "train/lr": 0.03,
         "train/grad_norm": 0.5,
-        "train/peak_memory_bytes": 1000,
+        "train/forward_seconds": 1.0,
+        "train/backward_seconds": 2.0,
+        "train/optimizer_seconds": 0.5,
+        "train/padding_share": pytest.approx(24 / 1026),
+        "train/peak_memory_bytes": 3000,
     }
     assert evaluation.pop("eval/seconds") >= 0
     assert evaluation == {

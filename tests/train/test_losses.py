@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from llmforge.config.activation_plan import LOGITS_AT_ONCE
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.shards import Sample, SampleReader
-from llmforge.train.batches import EMPTY_SAMPLE, Batch, collate
-from llmforge.train.losses import next_token_loss
+from llmforge.models.attention import BY_DOCUMENTS, use_attention
+from llmforge.train.batches import EMPTY_SAMPLE, Batch, Layout, collate
+from llmforge.train.losses import NextTokenLoss, OutputLoss
 from tests.dataset.samples import join_examples
-from tests.train.ranks import VOCABULARY, tiny_model, write_random_samples
+from tests.train.ranks import VOCABULARY, write_random_samples
 
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -27,27 +31,55 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
-# The windows are shorter than the examples: they must end at the start of an example too.
-OTHER_MODELS: dict[str, dict[str, object]] = {
-    "mistral": {"sliding_window": 6},
-    "gemma3_text": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 8},
+LORA = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A tiny model with random weights."""
+
+    family: str = "llama"
+    # The windows are shorter than the examples: they must end at the start of an example too.
+    settings: tuple[tuple[str, object], ...] = ()
+    lora: tuple[tuple[str, object], ...] | None = None
+
+
+KINDS = {
+    "untied": Kind(settings=(("tie_word_embeddings", False),)),
+    "tied": Kind(settings=(("tie_word_embeddings", True),)),
+    "lora": Kind(lora=(("target_modules", "all-linear"),)),
+    "lora on the head": Kind(lora=(("target_modules", ["q_proj", "lm_head"]),)),
+    "dora on the head": Kind(lora=(("target_modules", ["q_proj", "lm_head"]), ("use_dora", True))),
+    "a whole head": Kind(lora=(("target_modules", ["q_proj"]), ("modules_to_save", ["lm_head"]))),
+    "mistral": Kind("mistral", (("sliding_window", 6),)),
+    "gemma3": Kind(
+        "gemma3_text",
+        (("sliding_window", 6), ("layer_types", ["sliding_attention", "full_attention"]), ("head_dim", 8)),
+    ),
+    "gemma2": Kind("gemma2", (("final_logit_softcapping", 0.1), ("attn_logit_softcapping", 0.1), ("head_dim", 8))),
+    "granite": Kind("granite", (("logits_scaling", 4.0),)),
+    "cohere": Kind("cohere", (("logit_scale", 0.25),)),
 }
+ATTENTIONS = ("sdpa_per_document", "sdpa", "eager")
 
 
-def build(name: str, attention: str) -> torch.nn.Module:
-    """A tiny model with random weights, in training mode and without dropout."""
+def build(kind: str, attention: str) -> tuple[NextTokenLoss, Layout]:
+    """In training mode and without dropout; the same weights at every call."""
     torch.manual_seed(1)
-    if name in OTHER_MODELS:
-        config = AutoConfig.for_model(name, **SHAPE, **OTHER_MODELS[name])
-        built: torch.nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-        return built.train()
-    model = tiny_model(name)
-    (model if name == "full" else model.get_base_model()).set_attn_implementation(attention)
-    for parameter_name, parameter in model.named_parameters():
-        if "lora_B" in parameter_name:  # zero at the start, and then lora_A has no gradient
-            torch.nn.init.normal_(parameter, std=0.1)
-    trainable: torch.nn.Module = model
-    return trainable.train()
+    chosen = KINDS[kind]
+    config = AutoConfig.for_model(chosen.family, **SHAPE, **dict(chosen.settings))
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    for name, parameter in model.named_parameters():
+        if "lm_head" in name or "embed_tokens" in name:
+            torch.nn.init.normal_(parameter, std=0.5)  # logits far enough from zero for a soft cap to be seen
+    used = use_attention(model, attention, device=torch.device("cpu"))
+    whole: PreTrainedModel | peft.PeftModel = model
+    if chosen.lora is not None:
+        whole = peft.get_peft_model(model, peft.LoraConfig(**LORA, **dict(chosen.lora)))
+        for name, parameter in whole.named_parameters():
+            if "lora_B" in name:  # zero at the start, and then lora_A has no gradient
+                torch.nn.init.normal_(parameter, std=0.1)
+    return NextTokenLoss(whole).train(), Layout(by_documents=used in BY_DOCUMENTS)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,14 +91,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def attention(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+CASES = [(kind, attention) for kind in KINDS for attention in (("eager",) if kind == "gemma2" else ATTENTIONS)]
+Case = tuple[NextTokenLoss, Layout]
 
 
-@pytest.fixture(params=["full", "lora", *OTHER_MODELS])
-def model(request: pytest.FixtureRequest, attention: str) -> torch.nn.Module:
-    return build(request.param, attention)
+@pytest.fixture(params=CASES, ids=", ".join)
+def case(request: pytest.FixtureRequest) -> Case:
+    return build(*request.param)
 
 
 def random_example(length: int, seed: int) -> Example:
@@ -79,23 +110,43 @@ def random_example(length: int, seed: int) -> Example:
 
 EXAMPLES = [random_example(length, seed) for seed, length in enumerate((13, 2, 17, 1, 9))]
 EXAMPLES[3] = Example(EXAMPLES[3].input_ids, np.full(1, IGNORED_LABEL, dtype=np.int32))  # one token, none trained
+Gradients = dict[str, torch.Tensor]
 
 
-def loss_and_gradients(model: torch.nn.Module, batches: Sequence[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(loss: NextTokenLoss, batches: Sequence[Batch]) -> tuple[float, Gradients]:
     """Of the sum over micro-batches."""
-    model.zero_grad()
+    loss.zero_grad()
     total = 0.0
     for batch in batches:
-        loss = next_token_loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call] # torch is untyped here
-        total += loss.item()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    return total, gradients
+        value = loss(batch)
+        value.backward()
+        total += value.item()
+    return total, gradients_of(loss)
 
 
-def assert_same(
-    one: tuple[float, dict[str, torch.Tensor]], other: tuple[float, dict[str, torch.Tensor]], tolerance: float = 1e-6
-) -> None:
+def gradients_of(loss: NextTokenLoss) -> Gradients:
+    return {name: p.grad.clone() for name, p in loss.model.named_parameters() if p.grad is not None}
+
+
+def plain_loss_and_gradients(loss: NextTokenLoss, examples: Sequence[Example]) -> tuple[float, Gradients]:
+    """By the definition: one example at a time, all logits by the model itself, shifted by hand."""
+    loss.zero_grad()
+    total = 0.0
+    for example in examples:
+        arguments = collate([join_examples([example])], Layout(by_documents=True)).documents
+        assert arguments is not None
+        logits = loss.model(
+            input_ids=torch.tensor(example.input_ids[None].astype(np.int64)), use_cache=False, **arguments.arguments
+        ).logits[0]
+        labels = torch.tensor(example.labels[1:].astype(np.int64))
+        each = functional.cross_entropy(logits[:-1].float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
+        value = each.sum() if example.weights is None else (each * torch.tensor(example.weights[1:])).sum()
+        value.backward()
+        total += value.item()
+    return total, gradients_of(loss)
+
+
+def assert_same(one: tuple[float, Gradients], other: tuple[float, Gradients], tolerance: float = 1e-6) -> None:
     assert one[0] == pytest.approx(other[0], rel=tolerance)
     assert one[1].keys() == other[1].keys()
     for name, gradient in one[1].items():
@@ -104,68 +155,89 @@ def assert_same(
         assert (gradient - other[1][name]).abs().max().item() <= 10 * tolerance * scale, name
 
 
-def alone(examples: Sequence[Example]) -> list[Batch]:
-    return [collate([join_examples([example])]) for example in examples]
+def test_a_pack_has_the_loss_and_gradients_of_its_examples(case: Case) -> None:
+    """Of the whole logits that the model itself gives for each example alone."""
+    loss, layout = case
+    packed = loss_and_gradients(loss, [collate([join_examples(EXAMPLES)], layout)])
+    assert_same(packed, plain_loss_and_gradients(loss, EXAMPLES))
 
 
-def test_a_pack_has_the_loss_and_gradients_of_its_examples(model: torch.nn.Module) -> None:
-    packed = loss_and_gradients(model, [collate([join_examples(EXAMPLES)])])
-    assert_same(packed, loss_and_gradients(model, alone(EXAMPLES)))
-
-
-def test_several_packs_padded_to_one_width(model: torch.nn.Module) -> None:
+def test_several_packs_in_one_batch(case: Case) -> None:
+    loss, layout = case
     packs = [join_examples(EXAMPLES[:2]), join_examples(EXAMPLES[2:3]), join_examples(EXAMPLES[3:])]
-    expected = loss_and_gradients(model, alone(EXAMPLES))
-    assert_same(loss_and_gradients(model, [collate(packs)]), expected)
-    assert_same(loss_and_gradients(model, [collate(packs, pad_to=64)]), expected)
+    expected = plain_loss_and_gradients(loss, EXAMPLES)
+    assert_same(loss_and_gradients(loss, [collate(packs, layout)]), expected)
+    assert_same(loss_and_gradients(loss, [collate(packs, replace(layout, pad_to=64))]), expected)
 
 
-def test_an_empty_sample_in_a_batch_changes_nothing(model: torch.nn.Module) -> None:
+def test_chunks_change_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the output layer sees all trained positions at once or five at a time, in evaluation as well."""
+    loss, layout = case
+    batch = collate([join_examples(EXAMPLES)], layout)
+    at_once = loss_and_gradients(loss, [batch])
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 5 * VOCABULARY)
+    assert len(loss.head.chunks(len(batch.positions), torch.device("cpu"))) == 4
+    assert_same(loss_and_gradients(loss, [batch]), at_once)
+    with torch.no_grad():
+        assert loss(batch).item() == pytest.approx(at_once[0], rel=1e-6)
+
+
+def test_the_model_can_be_left_its_own_logits(case: Case) -> None:
+    loss, layout = case
+    batch = collate([join_examples(EXAMPLES[:2]), join_examples(EXAMPLES[2:])], layout)
+    expected = loss_and_gradients(loss, [batch])
+    loss.uses_own_logits = True
+    assert_same(loss_and_gradients(loss, [batch]), expected)
+
+
+def test_an_empty_sample_in_a_batch_changes_nothing(case: Case) -> None:
+    loss, layout = case
     pack = join_examples(EXAMPLES)
-    expected = loss_and_gradients(model, [collate([pack])])
-    assert_same(loss_and_gradients(model, [collate([EMPTY_SAMPLE, pack, EMPTY_SAMPLE])]), expected)
-    assert_same(loss_and_gradients(model, [collate([pack]), collate([EMPTY_SAMPLE, EMPTY_SAMPLE])]), expected)
+    expected = loss_and_gradients(loss, [collate([pack], layout)])
+    assert_same(loss_and_gradients(loss, [collate([EMPTY_SAMPLE, pack, EMPTY_SAMPLE], layout)]), expected)
+    empty = collate([EMPTY_SAMPLE, EMPTY_SAMPLE], layout)
+    assert_same(loss_and_gradients(loss, [collate([pack], layout), empty]), expected)
 
 
-def test_an_empty_batch_gives_exactly_nothing(model: torch.nn.Module) -> None:
+def test_an_empty_batch_gives_exactly_nothing(case: Case) -> None:
     """And every trained weight gets a gradient: DeepSpeed waits for each of them on all ranks."""
+    loss, layout = case
     empty = [EMPTY_SAMPLE, EMPTY_SAMPLE]
-    loss, gradients = loss_and_gradients(model, [collate(empty), collate(empty, pad_to=32)])
-    assert loss == 0
-    assert gradients.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    value, gradients = loss_and_gradients(loss, [collate(empty, layout), collate(empty, replace(layout, pad_to=32))])
+    assert value == 0
+    assert gradients.keys() == {name for name, parameter in loss.model.named_parameters() if parameter.requires_grad}
     assert all(torch.count_nonzero(gradient) == 0 for gradient in gradients.values())
 
 
-def test_weights_scale_loss_and_gradients(model: torch.nn.Module) -> None:
-    """Against the plain loss of each example alone, times its weight."""
-    weights = (1.0, 0.5, 2.0, 1.0, 0.25)
+def test_weights_scale_loss_and_gradients(case: Case) -> None:
+    loss, layout = case
     weighted = [
         Example(example.input_ids, example.labels, (example.labels != IGNORED_LABEL).astype(np.float32) * weight)
-        for example, weight in zip(EXAMPLES, weights, strict=True)
+        for example, weight in zip(EXAMPLES, (1.0, 0.5, 2.0, 1.0, 0.25), strict=True)
     ]
-    packed = loss_and_gradients(model, [collate([join_examples(weighted[:3]), join_examples(weighted[3:])])])
-    expected_loss = 0.0
-    expected: dict[str, torch.Tensor] = {}
-    for example, weight in zip(EXAMPLES, weights, strict=True):
-        loss, gradients = loss_and_gradients(model, alone([example]))
-        expected_loss += weight * loss
-        for name, gradient in gradients.items():
-            expected[name] = expected.get(name, torch.zeros_like(gradient)) + weight * gradient
-    assert_same(packed, (expected_loss, expected), tolerance=2e-6)
+    packs = [join_examples(weighted[:3]), join_examples(weighted[3:])]
+    expected = plain_loss_and_gradients(loss, weighted)
+    assert_same(loss_and_gradients(loss, [collate(packs, layout)]), expected, tolerance=2e-6)
+
+
+def test_a_factor_of_the_loss_is_one_of_the_gradients(case: Case) -> None:
+    """DeepSpeed scales losses, by the number of micro-batches and against underflow."""
+    loss, layout = case
+    batch = collate([join_examples(EXAMPLES)], layout)
+    value, gradients = loss_and_gradients(loss, [batch])
+    loss.zero_grad()
+    (loss(batch) * 64).backward()
+    scaled = {name: gradient / 64 for name, gradient in gradients_of(loss).items()}
+    assert_same((value, scaled), (value, gradients))
 
 
 def test_a_sample_without_weights_beside_one_with_some() -> None:
     plain, weighted = join_examples(EXAMPLES[:1]), join_examples([EXAMPLES[2]])
-    half = Sample(
-        weighted.input_ids,
-        weighted.labels,
-        weighted.example_lengths,
-        (weighted.labels != IGNORED_LABEL).astype(np.float32) / 2,
-    )
+    trained = weighted.labels != IGNORED_LABEL
+    half = Sample(weighted.input_ids, weighted.labels, weighted.example_lengths, trained.astype(np.float32) / 2)
     batch = collate([plain, half])
     assert batch.weights is not None
-    assert batch.weights[0].tolist() == [1.0] * batch.labels.shape[1]
-    assert set(batch.weights[1][batch.labels[1] != IGNORED_LABEL].tolist()) == {0.5}
+    assert batch.weights.tolist() == [1.0] * plain.num_trained_tokens + [0.5] * half.num_trained_tokens
     assert half.loss_weight == weighted.num_trained_tokens / 2
     assert collate([plain]).weights is None
 
@@ -174,32 +246,28 @@ def other_tokens(sample: Sample, unchanged: slice) -> Sample:
     """The sample with every token changed but those of one example."""
     ids = (sample.input_ids + 7) % np.int32(VOCABULARY)
     ids[unchanged] = sample.input_ids[unchanged]
-    return replace(sample, input_ids=ids)
+    return replace(sample, input_ids=ids, labels=np.where(sample.labels == IGNORED_LABEL, sample.labels, ids))
 
 
 @torch.no_grad()
-def test_no_example_sees_another(model: torch.nn.Module) -> None:
-    """Whatever the others hold, logits and loss of an example are the same, bit for bit."""
+def test_no_example_sees_another(case: Case) -> None:
+    """Whatever the others hold, the loss of an example is the same, bit for bit."""
+    loss, layout = case
     pack = join_examples(EXAMPLES)
     ends = np.cumsum(pack.example_lengths)
     for start, end in zip(ends - pack.example_lengths, ends, strict=True):
         place = slice(int(start), int(end))
         labels = np.full_like(pack.labels, IGNORED_LABEL)
         labels[place] = pack.labels[place]
-        batch = collate([replace(pack, labels=labels)], pad_to=60)
-        changed = collate([other_tokens(replace(pack, labels=labels), place)], pad_to=60)
+        own = replace(pack, labels=labels)
+        expected = loss(collate([own], replace(layout, pad_to=60)))
+        changed = collate([other_tokens(own, place)], replace(layout, pad_to=60))
         changed.input_ids[:, len(pack.labels) :] = 5  # the padding as well
-        assert torch.equal(next_token_loss(model, changed), next_token_loss(model, batch))
-        assert torch.equal(logits_of(model, changed)[:, place], logits_of(model, batch)[:, place])
+        assert torch.equal(loss(changed), expected)
         # A guard: the loss does follow the tokens of the example itself.
-        own = collate([other_tokens(replace(pack, labels=labels), slice(0, 0))], pad_to=60)
         if (labels != IGNORED_LABEL).any():
-            assert not torch.equal(next_token_loss(model, own), next_token_loss(model, batch))
-
-
-def logits_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    logits: torch.Tensor = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits
-    return logits
+            moved = collate([other_tokens(own, slice(0, 0))], replace(layout, pad_to=60))
+            assert not torch.equal(loss(moved), expected)
 
 
 @torch.no_grad()
@@ -215,36 +283,41 @@ def naive_loss(model: torch.nn.Module, sample: Sample) -> float:
     return total
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_against_the_definition_in_float64(tmp_path: Path, attention: str) -> None:
     write_random_samples(tmp_path)
-    model, reference = build("full", attention), build("full", attention).double()
+    (loss, layout), (reference, _) = build("untied", attention), build("untied", "eager")
+    reference.double()
     for name in ("packed", "alone"):
         reader = SampleReader([tmp_path / f"{name}.arrow"])
         samples = [reader[index] for index in range(len(reader))]
         trained_tokens = int(reader.num_trained_tokens.sum())
-        mean = sum(naive_loss(reference, sample) for sample in samples) / trained_tokens
-        assert next_token_loss(model, collate(samples)).item() / trained_tokens == pytest.approx(mean, rel=1e-6)
+        mean = sum(naive_loss(reference.model, sample) for sample in samples) / trained_tokens
+        assert loss(collate(samples, layout)).item() / trained_tokens == pytest.approx(mean, rel=1e-6)
 
 
 def test_the_loss_is_float32_whatever_the_model() -> None:
-    batch = collate([join_examples(EXAMPLES)])
-    exact = next_token_loss(build("full", "sdpa"), batch)
-    rounded = next_token_loss(build("full", "sdpa").bfloat16(), batch)
+    loss, layout = build("untied", "sdpa_per_document")
+    batch = collate([join_examples(EXAMPLES)], layout)
+    exact, rounded = loss(batch), loss.bfloat16()(batch)
     assert exact.dtype == rounded.dtype == torch.float32
     assert exact.shape == rounded.shape == ()
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-2)
 
 
-def test_logits_only_where_a_row_needs_them() -> None:
+def test_the_output_layer_sees_trained_positions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of the memory of a step, where the vocabulary is large."""
-    model = build("full", "sdpa")
-    num_rows: list[int] = []
-    model.get_submodule("lm_head").register_forward_hook(
-        lambda module, inputs, output: num_rows.append(output.shape[:-1].numel())
-    )
-    ids = np.arange(10, dtype=np.int32)
-    labels = np.full((2, 10), IGNORED_LABEL, dtype=np.int32)
-    labels[0, 3:5], labels[1, 4], labels[1, 9] = ids[3:5], ids[4], ids[9]  # predicted at columns 2, 3 and 8
-    samples = [Sample(ids, row, np.array([10], dtype=np.int32)) for row in labels]
-    next_token_loss(model, collate(samples, pad_to=32))
-    assert num_rows == [2 * 3]
+    seen: list[tuple[int, ...]] = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            seen.append(tuple(inputs.shape))
+            return super().forward(inputs)
+
+    monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 2 * VOCABULARY)
+    head = OutputLoss(Watched(8, VOCABULARY), VOCABULARY, lambda logits: logits)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    head(hidden, torch.arange(5), None).backward()
+    assert seen == [(2, 8), (2, 8), (1, 8)]  # and the backward pass computes none of them again
+    pack = join_examples(EXAMPLES)
+    assert len(collate([pack, pack]).positions) == 2 * pack.num_trained_tokens

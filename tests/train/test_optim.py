@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from llmforge.config.training import Adafactor, AdamW, AdamW8bit, OptimizerConfig, Sgd
-from llmforge.errors import ConfigError
 from llmforge.train.optim import Schedule, build_optimizer, scheduled_learning_rate
 from tests.train.ranks import tiny_model
 
@@ -113,16 +112,86 @@ def test_decay_in_numbers() -> None:
     assert torch.equal(bias.data, torch.ones(3))
 
 
-@pytest.mark.parametrize(("fused", "expected"), [(None, torch.cuda.is_available()), (True, True), (False, False)])
-def test_fused(fused: bool | None, expected: bool) -> None:
-    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], AdamW(fused=fused), PEAK)
-    assert optimizer.defaults["fused"] is expected
-
-
-@pytest.mark.parametrize(
-    "config", [AdamW8bit(type="adamw_8bit"), Adafactor(type="adafactor"), Sgd(type="sgd")], ids=lambda c: str(c.type)
+TYPES: tuple[OptimizerConfig, ...] = (
+    AdamW(),
+    AdamW8bit(type="adamw_8bit"),
+    Adafactor(type="adafactor"),
+    Sgd(type="sgd"),
+    Sgd(type="sgd", momentum=0.9, nesterov=True),
 )
-def test_other_optimizers_are_refused(config: OptimizerConfig) -> None:
-    with pytest.raises(ConfigError) as caught:
-        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], config, PEAK)
-    assert str(caught.value) == f"optimizer.type: {config.type} is not supported yet; use adamw"
+
+
+@pytest.mark.parametrize("config", TYPES, ids=str)
+def test_only_matrices_decay_whatever_the_type(config: OptimizerConfig) -> None:
+    """A gradient of zero moves what decays, by learning rate x decay, and nothing else."""
+    matrix, bias = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(3))
+    decaying = config.model_copy(update={"weight_decay": 0.5})
+    optimizer = build_optimizer([matrix, bias], decaying, learning_rate=0.1)
+    for parameter in (matrix, bias):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    nesterov = 1.9 if isinstance(config, Sgd) and config.nesterov else 1.0  # the decay is a part of its gradient
+    torch.testing.assert_close(matrix.data, torch.full((2, 3), 1 - 0.05 * nesterov))
+    assert torch.equal(bias.data, torch.ones(3))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused(fused: bool) -> None:
+    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], AdamW(fused=fused), PEAK)
+    assert optimizer.defaults["fused"] is fused
+
+
+def first_steps(config: OptimizerConfig, num_steps: int = 2) -> torch.Tensor:
+    """A matrix of 8,192 ones after updates with gradients of alternating sign and growing size."""
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    optimizer = build_optimizer([weight], config, learning_rate=0.01)
+    gradient = torch.linspace(0.5, 1.0, weight.numel()).view_as(weight)
+    gradient[:, ::2] *= -1
+    for _ in range(num_steps):
+        weight.grad = gradient.clone()
+        optimizer.step()
+    return weight.detach()
+
+
+def test_adamw_in_8_bits_is_adamw_but_for_rounding() -> None:
+    eight, full = first_steps(AdamW8bit(type="adamw_8bit")), first_steps(AdamW())
+    assert not torch.equal(eight, full)
+    torch.testing.assert_close(eight, full, rtol=0, atol=1e-3)  # each of two updates is 1e-2
+
+
+def test_state_in_8_bits_takes_two_bytes() -> None:
+    weight = torch.nn.Parameter(torch.ones(64, 128))
+    optimizer = build_optimizer([weight], AdamW8bit(type="adamw_8bit", betas=(0.8, 0.95), eps=1e-6), PEAK)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    state = optimizer.state[weight]
+    assert {state[key].dtype for key in ("state1", "state2")} == {torch.uint8}
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.8, 0.95), 1e-6)
+
+
+def test_the_rate_of_adafactor_is_not_relative_to_the_weights() -> None:
+    """Where every gradient is as large, the first update is the learning rate, as with Adam."""
+    weight = torch.nn.Parameter(torch.full((4, 4), 100.0))
+    optimizer = build_optimizer([weight], Adafactor(type="adafactor"), learning_rate=0.01)
+    weight.grad = torch.full((4, 4), 3.0)
+    optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((4, 4), 99.99))
+
+
+def test_adafactor_keeps_rows_and_columns() -> None:
+    weight = torch.nn.Parameter(torch.ones(3, 5))
+    optimizer = build_optimizer([weight], Adafactor(type="adafactor", decay_rate=-0.5, clip_threshold=2.0), PEAK)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    shapes = {key: value.shape for key, value in optimizer.state[weight].items() if "exp_avg" in key}
+    assert shapes == {"exp_avg_sq_row": (3,), "exp_avg_sq_col": (5,)}
+    assert (optimizer.defaults["decay_rate"], optimizer.defaults["clip_threshold"]) == (-0.5, 2.0)
+
+
+def test_sgd_with_momentum_in_numbers() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = build_optimizer([weight], Sgd(type="sgd", momentum=0.5), learning_rate=0.1)
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    torch.testing.assert_close(weight.data, torch.full((2, 2), 1 - 0.1 - 0.15))

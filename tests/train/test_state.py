@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llmforge.train.engine import OptimizerState
+from llmforge.train.optimizer_state import OptimizerState
 from llmforge.train.state import Evaluation, TrainerState, load_optimizer_state, save_optimizer_state
 
 NAN, INF = math.nan, math.inf

@@ -1,0 +1,45 @@
+"""What a choice of LoRA costs later: which adapters vLLM and its kind cannot serve beside a base model.
+
+In: the LoRA section of a resolved job. Out: sentences for the person who starts the run. Every such adapter can still
+be merged into the base weights and served as a whole model.
+"""
+
+from __future__ import annotations
+
+import re
+
+from llmforge.config.model import LoraConfig
+
+_EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+def serving_warnings(lora: LoraConfig) -> list[str]:
+    """One sentence for each choice that limits how the adapter can be served."""
+    embeddings = [name for name in _EMBEDDINGS if _targets(lora, name)]
+    costs = {
+        f"{' and '.join(embeddings)} in target_modules": bool(embeddings),
+        f"modules_to_save ({', '.join(lora.modules_to_save or ())})": bool(lora.modules_to_save),
+        "trainable_token_indices": bool(lora.trainable_token_indices),
+        "target_parameters": bool(lora.target_parameters),
+        "use_dora": lora.use_dora,
+        f"bias: {lora.bias}": lora.bias != "none",
+    }
+    warnings = [
+        f"lora_config: with {choice} the adapter cannot be served beside the base model by vLLM and its kind; "
+        "merge it into the weights to serve it, or remove the key"
+        for choice, is_taken in costs.items()
+        if is_taken
+    ]
+    if lora.changes_base:
+        warnings.append(
+            f"lora_config: init_lora_weights {lora.init_lora_weights} is saved as an adapter of rank {2 * lora.r}, "
+            f"twice r, so that it fits the published base model; serve it with max_lora_rank of at least {2 * lora.r}"
+        )
+    return warnings
+
+
+def _targets(lora: LoraConfig, name: str) -> bool:
+    targets = lora.target_modules
+    if isinstance(targets, str):
+        return targets != "all-linear" and re.fullmatch(targets, name) is not None
+    return any(target.rpartition(".")[2] == name for target in targets or ())
