@@ -177,10 +177,8 @@ def table(results: Mapping[str, Sequence[Result]]) -> list[str]:
         peak = statistics.median(value.peak_bytes for value in values)
         own = statistics.median(value.peak_bytes - value.import_bytes for value in values)
         title = PEERS.get(name, f"llmforge, {name} worker{'' if name == '1' else 's'}")
-        loss = values[-1].last_loss
-        rows.append(
-            f"| {title} | {tokens:,.0f} | {trained:,.0f} | {ratio} | {peak / 1e6:,.0f} | {own / 1e6:,.0f} | {loss:.5f} |"
-        )
+        memory = f"{peak / 1e6:,.0f} | {own / 1e6:,.0f}"
+        rows.append(f"| {title} | {tokens:,.0f} | {trained:,.0f} | {ratio} | {memory} | {values[-1].last_loss:.5f} |")
     for name in results.keys() - PEERS.keys():
         parts = {part: statistics.median(value.part_seconds[part] for value in results[name]) for part in PARTS}
         rows.append(f"{name} worker(s), s per step: " + ", ".join(f"{part} {parts[part]:.3f}" for part in PARTS))

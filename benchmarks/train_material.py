@@ -146,7 +146,9 @@ def tell(num_rows: int, packs: Iterable[Pack]) -> None:
     documents = [document for pack in packs for document in pack]
     num_tokens = sum(len(document.input_ids) for document in documents)
     share = sum(document.num_trained_tokens for document in documents) / num_tokens
-    print(f"{num_rows} rows; trained on {len(documents)} of them, {num_tokens} tokens, {share:.1%} of them with a label")
+    print(
+        f"{num_rows} rows; trained on {len(documents)} of them, {num_tokens} tokens, {share:.1%} of them with a label"
+    )
 
 
 if __name__ == "__main__":

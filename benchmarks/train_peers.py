@@ -176,9 +176,7 @@ def attention_per_document(
 ) -> tuple[torch.Tensor, None]:
     """Torch's attention over each document by itself; tensors of shape (1, heads, tokens, head size)."""
     documents = zip(*(tensor.split(document_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    attend = functools.partial(
-        functional.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True
-    )
+    attend = functools.partial(functional.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True)
     return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2), None
 
 

@@ -45,7 +45,7 @@ class Plan:
     context_length: int
     precision: Literal["fp32", "bf16"] = "fp32"
     method: Literal["full", "lora"] = "full"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda", "meta"] = "cpu"
     threads: int = 1
     gradient_checkpointing: bool = False
     attention: str = "auto"

@@ -15,7 +15,7 @@ from typing import Any
 from llmforge.config.finding import Finding, descend, path_text
 from llmforge.config.finding import Path as KeyPath
 from llmforge.config.job import JobConfig
-from llmforge.config.training import DeepSpeedFile
+from llmforge.config.training import Adafactor, DeepSpeedFile
 from llmforge.errors import ConfigError, Problem
 
 _REFUSED = {
@@ -112,6 +112,17 @@ def _low_precision(config: dict[str, Any], precision: str, zero_stage: int) -> d
 def lowest_zero_stage(precision: str) -> int:
     """The lowest ZeRO stage that DeepSpeed runs in this precision."""
     return 0 if precision == "fp32" else 1
+
+
+def highest_zero_stage(job: JobConfig) -> int:
+    """The highest ZeRO stage that a job can use.
+
+    Above 0 Adafactor's matrices are no matrices any more. In stage 3 bitsandbytes keeps 8 bit weights whole on every
+    device, so that nothing is saved.
+    """
+    if isinstance(job.optimizer, Adafactor):
+        return 0
+    return 2 if job.quantization is not None and job.quantization.bits == 8 else 3
 
 
 def _quiet_defaults(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmforge.config.deepspeed import zero_stage_of
+from llmforge.config.deepspeed import highest_zero_stage, zero_stage_of
 from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import ModelSizes, SequenceSizes, largest_batch, plan_job
 from llmforge.config.memory_plan import USABLE_SHARE
@@ -72,7 +72,7 @@ def _checkpointing(job: JobConfig) -> Iterator[_Change]:
 
 def _higher_stages(job: JobConfig) -> Iterator[_Change]:
     if job.num_devices > 1:
-        for stage in range(zero_stage_of(_deepspeed(job)) + 1, 4):
+        for stage in range(zero_stage_of(_deepspeed(job)) + 1, highest_zero_stage(job) + 1):
             yield f"deepspeed.zero_optimization.stage: {stage}", _with_zero(job, {"stage": stage})
 
 

@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from llmforge.config.accelerators import find_accelerator
-from llmforge.config.deepspeed import lowest_zero_stage, zero_stage_of
+from llmforge.config.deepspeed import highest_zero_stage, lowest_zero_stage, zero_stage_of
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.finding import Finding, descend, path_text
 from llmforge.config.job import JobConfig
@@ -126,15 +126,6 @@ def _section(job: JobConfig) -> dict[str, Any]:
     return {} if job.deepspeed is None or isinstance(job.deepspeed, DeepSpeedFile) else job.deepspeed
 
 
-def _highest_stage(job: JobConfig) -> int:
-    """Above 0 Adafactor's matrices are no matrices any more; stage 3 would divide 8 bit weights and bitsandbytes keep
-    them: nothing is saved.
-    """
-    if isinstance(job.optimizer, Adafactor):
-        return 0
-    return 2 if job.quantization is not None and job.quantization.bits == 8 else 3
-
-
 def _check_facts(job: JobConfig, facts: JobFacts, precision: str) -> None:
     problems = []
     if job.accelerator == "gpu" and not facts.has_gpu:
@@ -154,7 +145,7 @@ def _check_facts(job: JobConfig, facts: JobFacts, precision: str) -> None:
 def _stage_problems(job: JobConfig, precision: str) -> list[Problem]:
     asked = zero_stage_of(_section(job))
     stage = max(asked, lowest_zero_stage(precision))
-    if stage <= _highest_stage(job):
+    if stage <= highest_zero_stage(job):
         return []
     if isinstance(job.optimizer, Adafactor):
         why = "the deepspeed section asks for" if asked else f"precision {precision} needs"
@@ -219,7 +210,7 @@ def _deepspeed(job: JobConfig, facts: JobFacts) -> Any:
     accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
     memory_bytes = None if accelerator is None else accelerator.memory_gib * GIB
     stage, reason = choose_zero_stage(
-        trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest, highest=_highest_stage(job)
+        trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest, highest=highest_zero_stage(job)
     )
     _LOG.info("ZeRO stage %d: %s", stage, reason)
     given: Any = job.deepspeed or {}

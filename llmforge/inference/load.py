@@ -19,7 +19,7 @@ from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.models.adapter_files import load_adapter
 from llmforge.models.folder import model_folder, read_tokenizer_json
-from llmforge.models.load import Attention, Precision, load_base_model, load_tokenizer
+from llmforge.models.load import Precision, load_base_model, load_tokenizer
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 OPTIMIZER_PREFIX = "optimizer/"
@@ -67,15 +67,13 @@ def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> Trained
 
 
 def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
-    precision, attention = cast(Precision, job.precision), cast(Attention, job.attention)
+    precision = cast(Precision, job.precision)
     if job.method == "full":
-        return load_base_model(folder, folder, precision=precision, attention=attention)
+        return load_base_model(folder, folder, precision=precision)
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
     weights = model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
     # In few bits where it was trained so: the adapter has learnt to make up for their rounding.
-    base = load_base_model(
-        architecture, weights, precision=precision, attention=attention, quantization=job.quantization
-    )
+    base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
     return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
 
 

@@ -144,7 +144,7 @@ def _documents_obstacle(model: PreTrainedModel) -> str | None:
 
 
 def _sdpa_obstacle(model: PreTrainedModel) -> str | None:
-    """Soft caps of attention scores or sinks, for instance, which neither SDPA nor torch's variable-length attention has."""
+    """Neither SDPA nor torch's variable-length attention has soft caps of attention scores, or sinks."""
     return None if model._supports_sdpa else f"{model.config.model_type} does more than plain attention"
 
 
@@ -214,7 +214,7 @@ def _attention_per_document(
     """
     layer = _Layer.of(asked)
     outputs = []
-    documents = (torch.split(tensor, layer.lengths, dim=2) for tensor in (query, key, value))  # type: ignore[no-untyped-call]
+    documents = (torch.split(tensor, list(layer.lengths), dim=2) for tensor in (query, key, value))
     for queries, keys, values in zip(*documents, strict=True):
         window = _window_mask(queries, layer.sliding_window)
         outputs.append(

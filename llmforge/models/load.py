@@ -17,7 +17,6 @@ from llmforge.models.folder import read_tokenizer_json
 from llmforge.models.quantized import bitsandbytes_config, warn_of_whole_weights
 
 Precision = Literal["bf16", "fp16", "fp32"]
-Attention = Literal["sdpa", "eager"]
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -38,7 +37,6 @@ def load_base_model(
     weights: Path,
     *,
     precision: Precision,
-    attention: Attention,
     quantization: QuantizationConfig | None = None,
 ) -> PreTrainedModel:
     """A causal language model: architecture from one folder, weights from another (or the same).
@@ -53,7 +51,6 @@ def load_base_model(
             weights,
             config=config,
             dtype=DTYPES[precision],
-            attn_implementation=attention,
             quantization_config=few_bits,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in words of our own

@@ -50,6 +50,13 @@ class StepResult:
     """The number that rank 0 gave to the step."""
 
 
+def start_deepspeed(device: torch.device) -> None:
+    """Make the process group, which partitioned loading needs before there is an engine; once is enough."""
+    # Else DeepSpeed compiles a C++ helper for CPU collectives at the first start: a minute, and a compiler needed.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+
+
 class TrainingEngine:
     """A model under DeepSpeed. Every method is collective: all ranks call it, in the same order."""
 
@@ -60,9 +67,7 @@ class TrainingEngine:
         deepspeed_config: dict[str, Any],
         device: torch.device,
     ) -> None:
-        # Else DeepSpeed compiles a C++ helper for CPU collectives at the first start: a minute, and a compiler needed.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+        start_deepspeed(device)
         self._engine = deepspeed.initialize(model=loss, optimizer=optimizer, config=deepspeed_config)[0]
         self.device = device
         self.rank = dist.get_rank()
@@ -81,11 +86,7 @@ class TrainingEngine:
     @property
     def module(self) -> torch.nn.Module:
         """The model itself, as it was given."""
-        return self._loss.model
-
-    @property
-    def _loss(self) -> NextTokenLoss:
-        return cast(NextTokenLoss, self._engine.module)
+        return cast(torch.nn.Module, self._engine.module.model)
 
     def step(self, batches: StepBatches, learning_rate: float, notice: int = 0) -> StepResult:
         """Forward and backward over the micro-batches, then one update of the weights.

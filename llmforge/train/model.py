@@ -19,13 +19,14 @@ from llmforge.config.operations import StepOperations
 from llmforge.dataset.tokenize import special_tokens
 from llmforge.models.adapter_files import continue_adapter, resume_adapter, start_adapter
 from llmforge.models.attention import BY_DOCUMENTS, use_attention
-from llmforge.models.folder import adapter_folder, model_folder, read_tokenizer_json
+from llmforge.models.folder import adapter_folder, model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.liger import apply_liger_kernel
 from llmforge.models.load import Precision, load_base_model, load_tokenizer
 from llmforge.models.operations import count_operations
+from llmforge.models.partitioned import partitioned_loading
 from llmforge.prompt.chat_template import chat_template
 from llmforge.train.batches import Batch, Layout
-from llmforge.train.engine import TrainingEngine
+from llmforge.train.engine import TrainingEngine, start_deepspeed
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
 from llmforge.train.proofs import check_examples_stay_apart, choose_logits
@@ -46,8 +47,12 @@ def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
     Raises `ModelError` where it lets the examples of a pack see each other.
     """
     device = ray.train.torch.get_device()
+    start_deepspeed(device)
+    facts = read_model_facts(model_folder(job.model_id, with_weights=False))
+    deepspeed_config = deepspeed_config_of(job, facts.hidden_size or 0)
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
-    model = build_model(job, restored).to(device)
+    with partitioned_loading(deepspeed_config):
+        model = build_model(job, restored).to(device)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     attention = use_attention(base, job.attention, device=device, allow_flash_attention=job.flash_attention_2)
     if job.gradient_checkpointing:
@@ -57,7 +62,6 @@ def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
     optimizer = build_optimizer(model.parameters(), job.optimizer, learning_rate)
     loss = NextTokenLoss(model)
     operations = count_operations(model)
-    deepspeed_config = deepspeed_config_of(job, model.config.get_text_config().hidden_size)
     engine = TrainingEngine(loss, optimizer, deepspeed_config, device)
     layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)
     _prove(engine, loss, layout, job)
@@ -83,7 +87,7 @@ def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:
         weights = model_folder(job.initial_base_model_ckpt_path, with_weights=True)
     if job.lora_config is None and restored is not None:
         weights = restored
-    base = load_base_model(architecture, weights, precision=precision, attention="eager", quantization=job.quantization)
+    base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
     if job.liger_kernel is not None and job.liger_kernel.enabled:
         apply_liger_kernel(base, job.liger_kernel.kwargs)
     if job.lora_config is None:

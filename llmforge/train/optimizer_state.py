@@ -100,8 +100,8 @@ def loss_scaler_fields(engine: DeepSpeedEngine) -> dict[str, float]:
 
 
 def trainable_parameters(engine: DeepSpeedEngine) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Those that are trained, by name, in the order of the model."""
-    return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+    """Those that are trained, in the order of the model and by its names, without those of the loss around it."""
+    return ((name, p) for name, p in engine.module.model.named_parameters() if p.requires_grad)
 
 
 def _make_optimizer_state_exist(engine: DeepSpeedEngine) -> None:

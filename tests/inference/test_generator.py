@@ -284,7 +284,7 @@ def test_the_job_alone_says_how_to_sample(stories: Path, tmp_path: Path) -> None
 
 
 def test_an_adapter_on_its_base(stories: Path, tmp_path: Path) -> None:
-    base = load_base_model(stories, stories, precision="fp32", attention="sdpa")
+    base = load_base_model(stories, stories, precision="fp32")
     lora = LoraConfig(r=4, target_modules=("q_proj", "v_proj", "down_proj"))
     torch.manual_seed(0)
     adapted = add_adapter(base, lora, str(stories))

@@ -48,7 +48,7 @@ def qwen2_moe() -> PreTrainedModel:
 def load(
     folder: Path, quantization: QuantizationConfig | None = None, precision: Precision = "fp32"
 ) -> PreTrainedModel:
-    return load_base_model(folder, folder, precision=precision, attention="sdpa", quantization=quantization)
+    return load_base_model(folder, folder, precision=precision, quantization=quantization)
 
 
 @torch.no_grad()

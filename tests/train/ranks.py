@@ -122,9 +122,9 @@ def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32
     """A Llama with random weights, the same at every call."""
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, attention_dropout=dropout if method == "full" else 0.0,
-        tie_word_embeddings=False,
+        vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        attention_dropout=dropout if method == "full" else 0.0, tie_word_embeddings=False,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     if method == "full":

@@ -31,6 +31,7 @@ SHAPE = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+ATTENTIONS = ("sdpa_per_document", "sdpa", "eager")
 LORA = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
 
 
@@ -42,25 +43,30 @@ class Kind:
     # The windows are shorter than the examples: they must end at the start of an example too.
     settings: tuple[tuple[str, object], ...] = ()
     lora: tuple[tuple[str, object], ...] | None = None
+    attentions: tuple[str, ...] = ("sdpa_per_document",)
 
 
 KINDS = {
     "untied": Kind(settings=(("tie_word_embeddings", False),)),
-    "tied": Kind(settings=(("tie_word_embeddings", True),)),
+    "tied": Kind(settings=(("tie_word_embeddings", True),), attentions=ATTENTIONS),
     "lora": Kind(lora=(("target_modules", "all-linear"),)),
     "lora on the head": Kind(lora=(("target_modules", ["q_proj", "lm_head"]),)),
     "dora on the head": Kind(lora=(("target_modules", ["q_proj", "lm_head"]), ("use_dora", True))),
     "a whole head": Kind(lora=(("target_modules", ["q_proj"]), ("modules_to_save", ["lm_head"]))),
-    "mistral": Kind("mistral", (("sliding_window", 6),)),
+    "mistral": Kind("mistral", (("sliding_window", 6),), attentions=ATTENTIONS),
     "gemma3": Kind(
         "gemma3_text",
         (("sliding_window", 6), ("layer_types", ["sliding_attention", "full_attention"]), ("head_dim", 8)),
+        attentions=ATTENTIONS,
     ),
-    "gemma2": Kind("gemma2", (("final_logit_softcapping", 0.1), ("attn_logit_softcapping", 0.1), ("head_dim", 8))),
+    "gemma2": Kind(
+        "gemma2",
+        (("final_logit_softcapping", 0.1), ("attn_logit_softcapping", 0.1), ("head_dim", 8)),
+        attentions=("eager",),
+    ),
     "granite": Kind("granite", (("logits_scaling", 4.0),)),
     "cohere": Kind("cohere", (("logit_scale", 0.25),)),
 }
-ATTENTIONS = ("sdpa_per_document", "sdpa", "eager")
 
 
 def build(kind: str, attention: str) -> tuple[NextTokenLoss, Layout]:
@@ -141,7 +147,7 @@ def plain_loss_and_gradients(loss: NextTokenLoss, examples: Sequence[Example]) -
         labels = torch.tensor(example.labels[1:].astype(np.int64))
         each = functional.cross_entropy(logits[:-1].float(), labels, ignore_index=IGNORED_LABEL, reduction="none")
         value = each.sum() if example.weights is None else (each * torch.tensor(example.weights[1:])).sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call] # torch is untyped here
         total += value.item()
     return total, gradients_of(loss)
 

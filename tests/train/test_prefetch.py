@@ -1,6 +1,5 @@
 """Batches made ahead are those that would be made when asked for."""
 
-
 import pytest
 import torch
 

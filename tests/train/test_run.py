@@ -26,7 +26,7 @@ from llmforge.prompt.chat_template import chat_template
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render
 from llmforge.train.batches import collate
-from llmforge.train.losses import next_token_loss
+from llmforge.train.losses import NextTokenLoss
 from llmforge.train.run import RunRequest, RunResult, run_training
 from tests.ray_fixtures import PROMPT_FORMAT, MakeJob
 
@@ -66,7 +66,8 @@ def validation_loss(model: PreTrainedModel, output: Path) -> float:
     (shard,) = (output / "data").glob("*/valid-00000.arrow")
     reader = SampleReader([shard])
     with torch.no_grad():
-        total = sum(float(next_token_loss(model.eval(), collate([reader[i]]))) for i in range(len(reader)))
+        loss = NextTokenLoss(model).eval()
+        total = sum(float(loss(collate([reader[i]]))) for i in range(len(reader)))
     assert reader.loss_weights.sum() < reader.num_trained_tokens.sum()
     return total / float(reader.loss_weights.sum())
 
