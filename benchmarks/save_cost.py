@@ -38,7 +38,7 @@ from llmforge.storage.patience import open_patiently
 from llmforge.train.batches import StepBatches, collate
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.losses import next_token_loss
+from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
 from llmforge.train.requests import Request
 from llmforge.train.state import TrainerState
@@ -153,7 +153,7 @@ def block(
 
 def step(engine: TrainingEngine, batches: StepBatches, state: TrainerState) -> None:
     """One optimizer step."""
-    engine.step(batches, next_token_loss, learning_rate=1e-4)
+    engine.step(batches, learning_rate=1e-4)
     state.step += 1
 
 
@@ -175,7 +175,7 @@ def build_engine() -> TrainingEngine:
         None, zero_stage=0, micro_batch_size=1, gradient_accumulation_steps=1, num_workers=1, precision="fp32",
         max_grad_norm=1.0, hidden_size=384,
     )  # fmt: skip
-    return TrainingEngine(model, optimizer, deepspeed_config, torch.device("cpu"))
+    return TrainingEngine(NextTokenLoss(model), optimizer, deepspeed_config, torch.device("cpu"))
 
 
 def step_batches(num_tokens: int) -> StepBatches:

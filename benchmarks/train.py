@@ -179,10 +179,14 @@ def table(results: Mapping[str, Sequence[Result]]) -> list[str]:
         title = PEERS.get(name, f"llmforge, {name} worker{'' if name == '1' else 's'}")
         memory = f"{peak / 1e6:,.0f} | {own / 1e6:,.0f}"
         rows.append(f"| {title} | {tokens:,.0f} | {trained:,.0f} | {ratio} | {memory} | {values[-1].last_loss:.5f} |")
-    for name in results.keys() - PEERS.keys():
-        parts = {part: statistics.median(value.part_seconds[part] for value in results[name]) for part in PARTS}
-        rows.append(f"{name} worker(s), s per step: " + ", ".join(f"{part} {parts[part]:.3f}" for part in PARTS))
-    return rows
+    return [*rows, *(parts_text(name, values) for name, values in results.items() if name not in PEERS)]
+
+
+def parts_text(name: str, values: Sequence[Result]) -> str:
+    """What the time of a step of llmforge goes into."""
+    medians = (statistics.median(value.part_seconds.get(part, 0) for value in values) for part in PARTS)
+    parts = ", ".join(f"{part} {seconds:.3f}" for part, seconds in zip(PARTS, medians, strict=True))
+    return f"{name} worker(s), s per step: {parts}"
 
 
 def paired_ratio(ours: Sequence[Result], others: Sequence[Result]) -> float:

@@ -119,7 +119,7 @@ def loop(loss_of: LossFunction, plan: Plan, model: Any, packs: Sequence[Pack]) -
         log.add_batch(step)
         with torch.autocast(plan.device, torch.bfloat16, enabled=plan.precision == "bf16"):
             loss = loss_of(model, step)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         optimizer.zero_grad()
@@ -175,7 +175,7 @@ def attention_per_document(
     **others: object,
 ) -> tuple[torch.Tensor, None]:
     """Torch's attention over each document by itself; tensors of shape (1, heads, tokens, head size)."""
-    documents = zip(*(tensor.split(document_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    documents = zip(*(torch.split(tensor, document_lengths, dim=2) for tensor in (query, key, value)), strict=True)
     attend = functools.partial(functional.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True)
     return torch.cat([attend(*document) for document in documents], dim=2).transpose(1, 2), None
 
@@ -192,7 +192,7 @@ def strong(plan: Plan, model: Any, packs: Sequence[Pack]) -> StepLog:
     return loop(loss_at_trained_positions, plan, model, packs)
 
 
-class StepEnds(transformers.TrainerCallback):
+class StepEnds(transformers.TrainerCallback):  # type: ignore[misc]
     """Notes when a step of a `Trainer` ends."""
 
     def __init__(self, log: StepLog) -> None:

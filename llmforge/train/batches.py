@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.shards import Sample, SampleReader, sample_order
-from llmforge.models.attention import Documents
+from llmforge.models.document_attention import Documents
 
 EMPTY = -1
 """Fills up the last global batch of an epoch: a sample without labels, which adds nothing to loss or gradient."""

@@ -4,6 +4,7 @@ In: the resolved job, and the checkpoint to go on from if there is one. Out: a `
 proven to keep examples apart, and how batches are laid out for it.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -51,7 +52,9 @@ def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
     facts = read_model_facts(model_folder(job.model_id, with_weights=False))
     deepspeed_config = deepspeed_config_of(job, facts.hidden_size or 0)
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
-    with partitioned_loading(deepspeed_config):
+    # An adapter that starts by changing base weights needs them whole.
+    changes_base = job.lora_config is not None and job.lora_config.changes_base
+    with nullcontext() if changes_base else partitioned_loading(deepspeed_config):
         model = build_model(job, restored).to(device)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
     attention = use_attention(base, job.attention, device=device, allow_flash_attention=job.flash_attention_2)

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from llmforge.errors import ModelError
-from llmforge.models.attention import Documents, use_attention
+from llmforge.models.attention import use_attention
+from llmforge.models.document_attention import Documents
 
 CPU = torch.device("cpu")
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
