@@ -9,7 +9,8 @@ def run_chat(
     source: str, checkpoint: str, *, system: str | None, max_tokens: int | None, temperature: float | None
 ) -> None:
     """Read a line, stream the answer, keep the history; Ctrl-C stops an answer, Ctrl-D leaves."""
-    from llmforge.inference.generate import Sampling, open_generator
+    from llmforge.inference.generate import open_generator
+    from llmforge.inference.sampling import Sampling
 
     generator = open_generator(source, checkpoint, cache_folder())
     sampling = Sampling(max_tokens, temperature)

@@ -28,7 +28,8 @@ def run_generate(
     if (prompt is None) == (messages_file is None):
         raise ConfigError("give either --prompt TEXT or --messages FILE.jsonl")
     rows = [] if messages_file is None else _read_messages(messages_file)
-    from llmforge.inference.generate import Sampling, open_generator
+    from llmforge.inference.generate import open_generator
+    from llmforge.inference.sampling import Sampling
 
     generator = open_generator(source, checkpoint, cache_folder())
     sampling = Sampling(max_tokens, temperature)

@@ -126,7 +126,8 @@ class LigerKernelConfig(StrictModel):
     enabled: bool = False
     """Use them."""
     kwargs: dict[str, FreeValue] = Field(default_factory=dict)
-    """Arguments of Liger's patch function for the model, such as `rope: false`."""
+    """Arguments of Liger's patch function for the model, such as `rope: false`. With `fused_linear_cross_entropy: true`
+    Liger computes the loss of the trained positions, in place of llmforge's own code for the same."""
 
 
 class ModelKeys(StrictModel):

@@ -133,14 +133,12 @@ def _lora_kinds(job: JobKeys) -> Iterator[Finding]:
 
 
 def _liger_losses(job: JobKeys) -> Iterator[Finding]:
-    arguments = {} if job.liger_kernel is None else job.liger_kernel.kwargs
-    for key in ("cross_entropy", "fused_linear_cross_entropy"):
-        if arguments.get(key):
-            yield Finding(
-                ("liger_kernel", "kwargs", key),
-                "found true, allowed is false: llmforge computes the loss itself, at trained positions only and "
-                "without the full matrix of logits; remove the key",
-            )
+    if job.liger_kernel is not None and job.liger_kernel.kwargs.get("cross_entropy"):
+        yield Finding(
+            ("liger_kernel", "kwargs", "cross_entropy"),
+            "found true, allowed is false: it wants the full matrix of logits, which llmforge never makes; remove the "
+            "key, or set fused_linear_cross_entropy",
+        )
 
 
 def _task(job: JobKeys) -> Iterator[Finding]:

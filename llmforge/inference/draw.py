@@ -53,7 +53,7 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc] # transformers is unty
 
 def _warpers(sampling: Sampling) -> list[LogitsProcessor]:
     """In the order of transformers."""
-    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature or 0))]
     if sampling.top_k:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None and sampling.top_p < 1:

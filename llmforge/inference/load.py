@@ -1,28 +1,53 @@
-"""A trained model from wherever it lies: the run's folder or one of its checkpoints, local or `s3://`.
+"""A trained model from wherever it lies: the run's folder, one of its checkpoints, or an exported folder.
 
-In: a URI. Out: a `TrainedModel`: base and adapter or full weights on the device, the tokenizer, and the prompt format
-that the checkpoint itself holds. Nothing is asked of the user that the run already knows.
+In: a URI, local or `s3://`. Out: a `TrainedModel`: base and adapter or full weights on the device, the tokenizer, and
+the prompt format that the checkpoint itself holds. Nothing is asked of the user that the run already knows.
 """
 
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 import torch
+import transformers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from llmforge.checkpoint.find import find_checkpoint
+from llmforge.checkpoint.find import CheckpointAddress, find_checkpoint
 from llmforge.checkpoint.names import FOLDER
-from llmforge.checkpoint.store import CheckpointInfo
+from llmforge.checkpoint.records import manifest_of
+from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
-from llmforge.models.adapter_files import load_adapter
+from llmforge.inference.answer_format import AnswerFormat
+from llmforge.inference.exported import ExportRecord, read_export_record
+from llmforge.models.adapter_files import CONFIG_FILE, load_adapter
 from llmforge.models.folder import model_folder, read_tokenizer_json
-from llmforge.models.load import Precision, load_base_model, load_tokenizer
+from llmforge.models.load import DTYPES, Precision, load_base_model, load_tokenizer
+from llmforge.storage.base import Storage, join_uri, open_storage
+from llmforge.storage.manifest import local_folder
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 OPTIMIZER_PREFIX = "optimizer/"
+EXPORT_FOLDER = "exports"
+"""Holds the exported folders of object stores, in the cache of this machine."""
+
+
+@dataclass(frozen=True)
+class TrainedSource:
+    """A trained model that was found and whose weights have not been read yet."""
+
+    uri: str
+    """Leads to this very model, also once the run has saved a better or later one."""
+    job: JobConfig
+    """The resolved job that trained it."""
+    checkpoint: CheckpointInfo
+    fetch: Callable[[], Path]
+    """Bring its files to this machine; the folder with them, verified. Raises `LlmforgeError`."""
+    is_export: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,18 +65,45 @@ class TrainedModel:
     """The resolved job that trained it."""
     checkpoint: CheckpointInfo
 
+    @property
+    def answer_format(self) -> AnswerFormat:
+        """How it is asked and read."""
+        generation = self.job.generation_config
+        assert generation is not None
+        return AnswerFormat(
+            prompt_format=self.job.prompt_format,
+            generation=generation,
+            encoder=self.encoder,
+            decoder=self.decoder,
+            end_of_sequence_ids=self.end_of_sequence_ids,
+            context_length=getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+        )
+
 
 def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> TrainedModel:
-    """Load from a run's folder (`checkpoint`: best, latest or a name) or from a checkpoint's folder.
+    """Load from a run's folder (`checkpoint`: best, latest or a name), a checkpoint's, or an exported one.
 
     Raises `CheckpointError` where there is no complete checkpoint or a file of it is damaged.
     """
+    return load_source(find_trained_model(uri, checkpoint, cache_folder))
+
+
+def find_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> TrainedSource:
+    """Find a trained model and read its job, no weight. Errors as in `load_trained_model`."""
+    # The form of a checkpoint's address decides, so only another folder is looked into.
+    storage = open_storage(uri)
+    record = None if CheckpointAddress.of(uri).name else read_export_record(storage)
+    if record is not None:
+        return _exported(storage, record, cache_folder)
     store, info = find_checkpoint(uri, checkpoint)
-    needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
-    folder = store.local_folder(info, cache_folder / FOLDER / info.name, needed)
-    job = job_from_yaml((folder / RESOLVED_JOB_FILE).read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}")
+    return _checkpoint(store, info, cache_folder)
+
+
+def load_source(source: TrainedSource) -> TrainedModel:
+    """Load what was found, onto the GPU where there is one. Errors as in `load_trained_model`."""
+    folder = source.fetch()
     decoder = load_tokenizer(folder)
-    model = _load_model(job, folder)
+    model = _load_model(source, folder)
     end_of_sequence_ids = _end_of_sequence_ids(model, decoder)
     # The job alone says how to sample: what the base model's publisher preferred would fill every gap.
     model.generation_config = GenerationConfig()
@@ -61,13 +113,47 @@ def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> Trained
         encoder=SegmentTokenizer(read_tokenizer_json(folder)),
         decoder=decoder,
         end_of_sequence_ids=end_of_sequence_ids,
-        job=job,
-        checkpoint=info,
+        job=source.job,
+        checkpoint=source.checkpoint,
     )
 
 
-def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
+def quiet_transformers() -> None:
+    """Let transformers report errors only: answers go to people and to other programs."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _checkpoint(store: CheckpointStore, info: CheckpointInfo, cache_folder: Path) -> TrainedSource:
+    target = cache_folder / FOLDER / info.name
+    needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
+    job_file = store.local_folder(info, target, [RESOLVED_JOB_FILE]) / RESOLVED_JOB_FILE
+    return TrainedSource(
+        uri=join_uri(store.storage.root_uri, FOLDER, info.name),
+        job=job_from_yaml(job_file.read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}"),
+        checkpoint=info,
+        fetch=lambda: store.local_folder(info, target, needed),
+    )
+
+
+def _exported(storage: Storage, record: ExportRecord, cache_folder: Path) -> TrainedSource:
+    # Named by what is in it: an export may be made anew at the same address.
+    version = hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:32]
+    info = record.info
+    return TrainedSource(
+        uri=storage.root_uri,
+        job=record.job,
+        checkpoint=info,
+        fetch=lambda: local_folder(storage, "", manifest_of(info), cache_folder / EXPORT_FOLDER / version),
+        is_export=True,
+    )
+
+
+def _load_model(source: TrainedSource, folder: Path) -> PreTrainedModel:
+    job = source.job
     precision = cast(Precision, job.precision)
+    if source.is_export and not (folder / CONFIG_FILE).is_file():
+        return load_base_model(folder, folder, precision=_exported_precision(folder) or precision)
     if job.method == "full":
         return load_base_model(folder, folder, precision=precision)
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
@@ -75,6 +161,13 @@ def _load_model(job: JobConfig, folder: Path) -> PreTrainedModel:
     # In few bits where it was trained so: the adapter has learnt to make up for their rounding.
     base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
     return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
+
+
+def _exported_precision(folder: Path) -> Precision | None:
+    """What the weights of an export were written in, which may be another than that of training."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    written = f"torch.{config.get('dtype') or config.get('torch_dtype')}"
+    return next((precision for precision, dtype in DTYPES.items() if str(dtype) == written), None)
 
 
 def _end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

@@ -9,7 +9,7 @@ from llmforge.config.prompt_format import GenerationConfig
 from llmforge.errors import ConfigError
 
 _SEED_STEP = 0x9E3779B97F4A7C15
-"""Odd, so no two of 2**63 indices get the same seed; far apart, so neighbouring seeds share none (Steele et al. 2014)."""
+"""Odd, so that no two of 2**63 indices get the same seed; large, so that neighbouring seeds share none for long."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,12 @@ class Sampling:
             ("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "a number above 0, up to 1"),
             ("top_k", self.top_k, (self.top_k or 0) >= 0, "a number from 0, which takes every token"),
             ("min_p", self.min_p, 0 <= (self.min_p or 0) <= 1, "a number from 0 to 1"),
-            ("stop", self.stop, all(self.stop), "texts that are not empty: an empty one would end every answer at once"),
+            (
+                "stop",
+                self.stop,
+                all(self.stop),
+                "texts that are not empty: an empty one would end every answer at once",
+            ),
         )
         problems = [f"{name}: found {value!r}, allowed is {allowed}" for name, value, ok, allowed in checks if not ok]
         if problems:

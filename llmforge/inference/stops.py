@@ -44,35 +44,72 @@ def find_stops(
     return Stops(frozenset(token_ids), tuple(token_sequences), tuple(texts))
 
 
+class TokenCut:
+    """Passes tokens on until a stop token or sequence is complete, without any of it."""
+
+    def __init__(self, stops: Stops) -> None:
+        self._sequences = (*((token,) for token in stops.token_ids), *stops.token_sequences)
+        self._held: tuple[int, ...] = ()
+        self.is_complete = False
+        """Whether a stop has come: nothing may follow."""
+
+    def push(self, token: int) -> tuple[int, ...]:
+        """The tokens that are now known to begin no stop."""
+        held = (*self._held, token)
+        complete = max((len(stop) for stop in self._sequences if held[-len(stop) :] == stop), default=0)
+        keep = complete or max((_overlap(held, stop) for stop in self._sequences), default=0)
+        self.is_complete = complete > 0
+        self._held = () if complete else held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def rest(self) -> tuple[int, ...]:
+        """What was held back, where nothing follows."""
+        return self._held
+
+
+class TextCut:
+    """Passes text on until a stop text is complete, without any of it, however the pieces are split."""
+
+    def __init__(self, texts: tuple[str, ...]) -> None:
+        self._texts = texts
+        self._held = ""
+        self.is_complete = False
+        """Whether a stop has come: nothing may follow."""
+
+    def push(self, piece: str) -> str:
+        """The text that is now known to begin no stop."""
+        held = self._held + piece
+        found = [(held.index(text) + len(text), held.index(text)) for text in self._texts if text in held]
+        keep = len(held) - min(found)[1] if found else max((_overlap(held, text) for text in self._texts), default=0)
+        self.is_complete = bool(found)
+        self._held = "" if found else held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def rest(self) -> str:
+        """What was held back, where nothing follows."""
+        return self._held
+
+
 def cut_tokens(tokens: Iterable[int], stops: Stops) -> Iterator[int]:
     """Pass tokens on until a stop token or sequence is complete, without any of it."""
-    sequences = (*((token,) for token in stops.token_ids), *stops.token_sequences)
-    held: tuple[int, ...] = ()
+    cut = TokenCut(stops)
     for token in tokens:
-        held += (token,)
-        complete = max((len(sequence) for sequence in sequences if held[-len(sequence) :] == sequence), default=0)
-        keep = complete or max((_overlap(held, sequence) for sequence in sequences), default=0)
-        yield from held[: len(held) - keep]
-        held = held[len(held) - keep :]
-        if complete:
+        yield from cut.push(token)
+        if cut.is_complete:
             return
-    yield from held
+    yield from cut.rest()
 
 
 def cut_text(pieces: Iterable[str], texts: tuple[str, ...]) -> Iterator[str]:
     """Pass pieces of text on until a stop text is complete, without any of it, however the pieces are split."""
-    held = ""
+    cut = TextCut(texts)
     for piece in pieces:
-        held += piece
-        found = [(held.index(text) + len(text), held.index(text)) for text in texts if text in held]
-        keep = len(held) - min(found)[1] if found else max((_overlap(held, text) for text in texts), default=0)
-        if keep < len(held):
-            yield held[: len(held) - keep]
-        if found:
+        if shown := cut.push(piece):
+            yield shown
+        if cut.is_complete:
             return
-        held = held[len(held) - keep :]
-    if held:
-        yield held
+    if rest := cut.rest():
+        yield rest
 
 
 def _end_of(terminator: str, special_ids: dict[str, int]) -> str:

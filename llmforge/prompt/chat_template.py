@@ -2,7 +2,8 @@
 
 In: a `PromptFormat`. Out: the text of a template that, given to `transformers`' `apply_chat_template`, renders exactly
 what `llmforge.prompt.render` renders, for training conversations and (`add_generation_prompt=True`) for prompts, and
-refuses what it refuses. `{% generation %}` stands around the trained span of every answer, so
+refuses what it refuses. One more thing than that it writes: a prompt without the cue that starts an answer, because
+other programs try a template out on conversations that end with the user. `{% generation %}` stands around the trained span of every answer, so
 `return_assistant_tokens_mask` gives our mask of rows whose messages have no weights. It builds text only; no template
 is run here.
 """
@@ -17,7 +18,6 @@ _CONTENT = "{{- content -}}"
 _NOT_TEXT = "the content of a message is not a string"
 _ORDER = "after the system message, user and assistant take turns and the user begins"
 _PROMPT_END = "a prompt ends with the user's message"
-_TRAINING_END = "a training conversation ends with the assistant's answer"
 
 
 def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -> str:
@@ -48,7 +48,6 @@ def chat_template(prompt_format: PromptFormat, special_tokens: frozenset[str]) -
             _turn(prompt_format, templates, system),
             "{%- endfor -%}",
             _refuse("add_generation_prompt and turns[-1]['role'] == 'assistant'", _PROMPT_END),
-            _refuse("not add_generation_prompt and turns[-1]['role'] != 'assistant'", _TRAINING_END),
             _if("add_generation_prompt", _literal(prompt_format.trailing_assistant)),
         ]
     )
@@ -61,7 +60,7 @@ def _set_system_turn(prompt_format: PromptFormat) -> str:
     return (
         "{%- set last = namespace(user=0) -%}{%- for message in turns -%}"
         + _if("message['role'] == 'user'", "{%- set last.user = loop.index0 -%}")
-        + "{%- endfor -%}{%- set system_turn = last.user if add_generation_prompt else 0 -%}"
+        + "{%- endfor -%}{%- set system_turn = 0 if turns[-1]['role'] == 'assistant' else last.user -%}"
     )
 
 

@@ -11,7 +11,7 @@ twice. The idea is that of Liger's fused linear cross entropy (Hsu et al. 2024, 
 layer: tied or not, with an adapter or a bias.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,17 +21,23 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from llmforge.config.activation_plan import LOGITS_AT_ONCE
+from llmforge.errors import ModelError
+from llmforge.models.liger import FusedLoss
 from llmforge.train.batches import Batch
 
 
 class NextTokenLoss(torch.nn.Module):
     """Cross entropy of every trained token given what stands before it in its own example, times its weight, summed."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, fused_loss: FusedLoss | None = None) -> None:
+        """`fused_loss` is Liger's, where a job asks for it. Raises `ModelError` where the model cannot have it."""
         super().__init__()
         self.model = model
         config = self._base.config.get_text_config()
-        self.head = OutputLoss(self._base.get_output_embeddings(), config.vocab_size, logit_scaling(config))
+        layer, scale = self._base.get_output_embeddings(), logit_scaling(config)
+        self.head = OutputLoss(layer, config.vocab_size, scale)
+        if fused_loss is not None:
+            self.head.use(fused_loss)
         self.uses_own_logits = False
         """Whether the model computes its logits itself, all at once, and not `head`."""
 
@@ -59,31 +65,45 @@ def _inputs(batch: Batch) -> dict[str, Any]:
     return {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "use_cache": False, **documents}
 
 
-def logit_scaling(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What a model does to the result of its output layer, by its configuration: Gemma's soft cap, the factors of
-    Granite and Cohere.
-    """
-    cap = getattr(config, "final_logit_softcapping", None)
+@dataclass(frozen=True)
+class LogitScaling:
+    """What a model does to the result of its output layer: Gemma's soft cap, the factors of Granite and Cohere."""
+
+    factor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits if self.factor == 1 else logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+def logit_scaling(config: Any) -> LogitScaling:
+    """As the configuration of a model says."""
     factor = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-
-    def scale(logits: torch.Tensor) -> torch.Tensor:
-        logits = logits if factor == 1 else logits * factor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    return scale
+    return LogitScaling(factor, getattr(config, "final_logit_softcapping", None))
 
 
 class OutputLoss(torch.nn.Module):
     """An output layer and its cross entropy."""
 
-    def __init__(self, layer: torch.nn.Module, vocab_size: int, scale: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, layer: torch.nn.Module, vocab_size: int, scale: LogitScaling) -> None:
         super().__init__()
         self.layer = layer
         self._vocab_size = vocab_size
         self._scale = scale
+        self._fused_loss: FusedLoss | None = None
         # ZeRO-3 then gathers all weights of the layer and its adapter around this module, once for all chunks.
         set_z3_leaf_module(self, True)
         set_z3_leaf_module(layer, True)
+
+    def use(self, fused_loss: FusedLoss) -> None:
+        """Leave the loss to another package wherever all weights are 1. Raises `ModelError` where it cannot have it."""
+        if not isinstance(self.layer, torch.nn.Linear) or self._scale != LogitScaling():
+            raise ModelError(
+                "liger_kernel.kwargs: found fused_linear_cross_entropy, which takes a plain output layer only, without "
+                "an adapter and without a scale or soft cap of its logits; remove it: llmforge's own loss takes any"
+            )
+        self._fused_loss = fused_loss
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Of all tokens of the vocabulary, shape (positions, vocabulary); `hidden` (positions, hidden size)."""
@@ -94,6 +114,8 @@ class OutputLoss(torch.nn.Module):
 
         `hidden` has shape (positions, hidden size), `targets` and `weights` (positions,).
         """
+        if self._fused_loss is not None and weights is None:
+            return self._fused_loss(hidden, cast(torch.nn.Linear, self.layer), targets)
         trained = [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
         if torch.is_grad_enabled() and (hidden.requires_grad or trained):
             return cast(torch.Tensor, _ChunkedLoss.apply(self, hidden, targets, weights, *trained))  # type: ignore[no-untyped-call]

@@ -21,7 +21,7 @@ from llmforge.dataset.tokenize import special_tokens
 from llmforge.models.adapter_files import continue_adapter, resume_adapter, start_adapter
 from llmforge.models.attention import BY_DOCUMENTS, use_attention
 from llmforge.models.folder import adapter_folder, model_folder, read_model_facts, read_tokenizer_json
-from llmforge.models.liger import apply_liger_kernel
+from llmforge.models.liger import apply_liger_kernel, fused_loss, wants_fused_loss
 from llmforge.models.load import Precision, load_base_model, load_tokenizer
 from llmforge.models.operations import count_operations
 from llmforge.models.partitioned import partitioned_loading
@@ -63,7 +63,7 @@ def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
     learning_rate = job.learning_rate
     assert learning_rate is not None  # `resolve_job` has filled it in
     optimizer = build_optimizer(model.parameters(), job.optimizer, learning_rate)
-    loss = NextTokenLoss(model)
+    loss = NextTokenLoss(model, fused_loss() if wants_fused_loss(job.liger_kernel) else None)
     operations = count_operations(model)
     engine = TrainingEngine(loss, optimizer, deepspeed_config, device)
     layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)

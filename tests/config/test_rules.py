@@ -64,9 +64,9 @@ CONTRADICTIONS = {
     "lora_config: {target_parameters: [a], init_lora_weights: olora}": (
         "job.yaml:3: lora_config.target_parameters: cannot start with init_lora_weights olora; remove one of them"
     ),
-    "liger_kernel: {enabled: true, kwargs: {fused_linear_cross_entropy: true}}": (
-        "job.yaml:3: liger_kernel.kwargs.fused_linear_cross_entropy: found true, allowed is false: llmforge computes "
-        "the loss itself, at trained positions only and without the full matrix of logits; remove the key"
+    "liger_kernel: {enabled: true, kwargs: {cross_entropy: true}}": (
+        "job.yaml:3: liger_kernel.kwargs.cross_entropy: found true, allowed is false: it wants the full matrix of "
+        "logits, which llmforge never makes; remove the key, or set fused_linear_cross_entropy"
     ),
     "initial_adapter_model_ckpt_path: a": (
         "job.yaml:3: initial_adapter_model_ckpt_path: needs lora_config: without it all weights are trained and no "

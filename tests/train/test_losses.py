@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from llmforge.config.activation_plan import LOGITS_AT_ONCE
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.shards import Sample, SampleReader
+from llmforge.errors import ModelError
 from llmforge.models.attention import BY_DOCUMENTS, use_attention
 from llmforge.train.batches import EMPTY_SAMPLE, Batch, Layout, collate
-from llmforge.train.losses import NextTokenLoss, OutputLoss
+from llmforge.train.losses import LogitScaling, NextTokenLoss, OutputLoss
 from tests.dataset.samples import join_examples
 from tests.train.ranks import VOCABULARY, write_random_samples
 
@@ -321,9 +322,34 @@ def test_the_output_layer_sees_trained_positions_only(monkeypatch: pytest.Monkey
             return super().forward(inputs)
 
     monkeypatch.setitem(LOGITS_AT_ONCE, "cpu", 2 * VOCABULARY)
-    head = OutputLoss(Watched(8, VOCABULARY), VOCABULARY, lambda logits: logits)
+    head = OutputLoss(Watched(8, VOCABULARY), VOCABULARY, LogitScaling())
     hidden = torch.randn(5, 8, requires_grad=True)
     head(hidden, torch.arange(5), None).backward()
     assert seen == [(2, 8), (2, 8), (1, 8)]  # and the backward pass computes none of them again
     pack = join_examples(EXAMPLES)
     assert len(collate([pack, pack]).positions) == 2 * pack.num_trained_tokens
+
+
+def test_another_package_can_compute_the_loss_of_a_plain_output_layer() -> None:
+    """Given the trained positions only, and not asked where messages have weights."""
+    asked: list[int] = []
+
+    def fused(hidden: torch.Tensor, layer: torch.nn.Linear, targets: torch.Tensor) -> torch.Tensor:
+        asked.append(len(targets))
+        return functional.cross_entropy(layer(hidden), targets, reduction="sum")
+
+    loss, layout = build("untied", "sdpa_per_document")
+    pack = join_examples(EXAMPLES)
+    batch = collate([pack], layout)
+    expected = loss_and_gradients(loss, [batch])
+    loss.head.use(fused)
+    assert_same(loss_and_gradients(loss, [batch]), expected)
+    loss(replace(batch, weights=torch.ones(len(batch.targets))))
+    assert asked == [pack.num_trained_tokens]
+
+
+@pytest.mark.parametrize("kind", ["lora on the head", "granite"])
+def test_it_is_refused_where_it_would_be_wrong(kind: str) -> None:
+    model = build(kind, "eager")[0].model
+    with pytest.raises(ModelError, match="fused_linear_cross_entropy, which takes a plain output layer only"):
+        NextTokenLoss(model, lambda hidden, layer, targets: hidden.sum())
