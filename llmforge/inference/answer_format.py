@@ -83,17 +83,17 @@ class AnswerFormat:
         return text
 
     def _uncut_text(self, tokens: Iterable[int], stops: Stops) -> Iterator[str]:
-        pieces = decode_tokens(cut_tokens(tokens, stops), self.decode, self._context)
-        return without_head(pieces, self._answer_head)
+        pieces = decode_tokens(cut_tokens(tokens, stops), self.decode, self.context)
+        return without_head(pieces, self.answer_head)
 
     @cached_property
-    def _context(self) -> list[int]:
+    def context(self) -> list[int]:
         """Tokens of any word, behind which an answer is decoded."""
         return self.encoder.encode_prompt([_ANY_WORD])
 
     @cached_property
-    def _answer_head(self) -> str:
+    def answer_head(self) -> str:
         """What a trained model puts before the content of an answer, as it comes out of the decoder."""
         head = compile_templates(self.prompt_format, self.encoder.special_tokens).answer_head
         tokens = self.encoder.encode_prompt([_ANY_WORD, Segment(head, starts_answer=True)])
-        return "".join(decode_tokens(tokens[len(self._context) :], self.decode, self._context))
+        return "".join(decode_tokens(tokens[len(self.context) :], self.decode, self.context))

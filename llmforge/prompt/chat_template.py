@@ -2,8 +2,8 @@
 
 In: a `PromptFormat`. Out: the text of a template that, given to `transformers`' `apply_chat_template`, renders exactly
 what `llmforge.prompt.render` renders, for training conversations and (`add_generation_prompt=True`) for prompts, and
-refuses what it refuses. One more thing than that it writes: a prompt without the cue that starts an answer, because
-other programs try a template out on conversations that end with the user. `{% generation %}` stands around the trained span of every answer, so
+refuses what it refuses. It also writes a prompt without the cue that starts an answer: other programs try a template
+out on conversations that end with the user. `{% generation %}` stands around the trained span of every answer, so
 `return_assistant_tokens_mask` gives our mask of rows whose messages have no weights. It builds text only; no template
 is run here.
 """

@@ -268,21 +268,31 @@ def test_refusals_of_a_format_with_tools(row: Row, message: str, generation: boo
         parse_conversation(row, TOOLS, for_training=not generation)
 
 
-@pytest.mark.parametrize(
-    ("row", "generation", "message"),
-    [
-        ([USER, ANSWER], True, "a prompt ends with the user's message"),
-        ([USER], False, "a training conversation ends with the assistant's answer"),
-        ([USER, ANSWER, USER], False, "a training conversation ends with the assistant's answer"),
-        ([USER, ANSWER, TOOL], False, "a training conversation ends with the assistant's answer"),
-    ],
-)
-def test_who_speaks_last(row: Row, generation: bool, message: str) -> None:
+def test_a_prompt_ends_with_the_user() -> None:
     with pytest.raises(TemplateError) as caught:
-        serving_tokenizer(TOOLS).apply_chat_template(row, tokenize=False, add_generation_prompt=generation)
-    assert str(caught.value) == message
+        serving_tokenizer(TOOLS).apply_chat_template([USER, ANSWER], tokenize=False, add_generation_prompt=True)
+    assert str(caught.value) == "a prompt ends with the user's message"
     with pytest.raises(DataError):
-        parse_conversation(row, TOOLS, for_training=not generation)
+        parse_conversation([USER, ANSWER], TOOLS, for_training=False)
+
+
+@pytest.mark.parametrize("prompt_format", [TOOLS, CHATML, MISTRAL_LAST], ids=["tools", "chatml", "system in last user"])
+@pytest.mark.parametrize("row", [[USER], [SYSTEM, USER, ANSWER, USER]], ids=["one turn", "two turns"])
+def test_a_prompt_without_its_cue(row: Row, prompt_format: PromptFormat) -> None:
+    """Other programs ask for it; a training conversation would end with an answer."""
+    tokenizer = serving_tokenizer(prompt_format)
+    messages = parse_conversation(row, prompt_format, for_training=False).messages
+    text = tokenizer.apply_chat_template(row, tokenize=False)
+    assert text + prompt_format.trailing_assistant == render_prompt(messages, prompt_format)
+
+
+@pytest.mark.parametrize("prompt_format", [LLAMA_3, CHATML, LLAMA_2, MISTRAL_LAST])
+def test_the_end_of_a_turn_is_seen_to_be_trained_in_front_of_another_turn(prompt_format: PromptFormat) -> None:
+    """What TRL looks at before it trains on answers only: the last masked token of an answer that a user follows."""
+    tokenizer = serving_tokenizer(prompt_format)
+    output = tokenizer.apply_chat_template([USER, ANSWER, USER], return_dict=True, return_assistant_tokens_mask=True)
+    masked = [token for token, is_in in zip(output["input_ids"], output["assistant_masks"], strict=True) if is_in]
+    assert masked[-1] in tokenizer.get_added_vocab().values()
 
 
 REAL = {

@@ -54,7 +54,7 @@ def test_every_attention_keeps_examples_apart(attention: str) -> None:
     assert used == "eager"
     expected_loss = NextTokenLoss(reference)
     expected = sum(expected_loss(collate([join_examples([one])]).to(device)) for one in EXAMPLES)
-    expected.backward()  # type: ignore[union-attr]
+    expected.backward()
 
     model = build(torch.bfloat16)
     used = use_attention(model, attention, device=device)
