@@ -11,7 +11,7 @@ A metric record is one flat mapping; it may hold any part of these keys, whose m
 - `train/step_seconds`, and of it `train/data_seconds`, `train/forward_seconds`, `train/backward_seconds`,
   `train/optimizer_seconds`;
 - `train/padding_share`, `train/tflops_per_device`, `train/mfu`, `train/mfu_6n`;
-- `train/peak_memory_bytes`, `train/peak_memory_bytes/rank_0` and so on;
+- `train/peak_memory_bytes`, `train/peak_memory_bytes_rank_0` and so on;
 - `eval/loss`, `eval/perplexity`, `eval/trained_tokens`, `eval/seconds`;
 - `save/seconds`.
 """
@@ -27,7 +27,7 @@ Record = Mapping[str, float]
 
 PARTS = ("data", "forward", "backward", "optimizer")
 """What the time of a step goes into: waiting for its batch, the loss, the gradients, the update of the weights."""
-RANK_MEMORY_PREFIX = "train/peak_memory_bytes/rank_"
+RANK_MEMORY_PREFIX = "train/peak_memory_bytes_rank_"
 
 
 @dataclass(frozen=True)

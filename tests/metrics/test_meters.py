@@ -121,10 +121,10 @@ def test_memory_of_a_rank_is_told_when_it_changes() -> None:
             meter.add(sample(10, 5, 1.0, peak_memory_bytes=peak))
         return {key: value for key, value in meter.read().items() if "memory" in key}
 
-    first = {"train/peak_memory_bytes/rank_0": 100, "train/peak_memory_bytes/rank_1": 80}
+    first = {"train/peak_memory_bytes_rank_0": 100, "train/peak_memory_bytes_rank_1": 80}
     assert read((100, 70), (90, 80)) == {"train/peak_memory_bytes": 100, **first}
     assert read((100, 80)) == {"train/peak_memory_bytes": 100}
-    assert read((100, 120)) == {"train/peak_memory_bytes": 120, "train/peak_memory_bytes/rank_1": 120}
+    assert read((100, 120)) == {"train/peak_memory_bytes": 120, "train/peak_memory_bytes_rank_1": 120}
     assert read(()) == {}
 
 

@@ -79,8 +79,8 @@ STEP = {
     "train/mfu": 0.3,
     "train/mfu_6n": 0.4,
     "train/peak_memory_bytes": 2**31,
-    "train/peak_memory_bytes/rank_0": 2**30,
-    "train/peak_memory_bytes/rank_1": 2**31,
+    "train/peak_memory_bytes_rank_0": 2**30,
+    "train/peak_memory_bytes_rank_1": 2**31,
 }
 
 
@@ -106,7 +106,7 @@ def test_where_time_work_and_memory_went() -> None:
 def test_a_rank_keeps_its_most_memory_and_many_ranks_are_not_listed() -> None:
     peaks = [(0, 3), (1, 2), (0, 1), (2, 3), (3, 4), (4, 4)]
     records = [
-        {"step": step, "train/peak_memory_bytes": 2**32, f"train/peak_memory_bytes/rank_{rank}": gib * 2.0**30}
+        {"step": step, "train/peak_memory_bytes": 2**32, f"train/peak_memory_bytes_rank_{rank}": gib * 2.0**30}
         for step, (rank, gib) in enumerate(peaks)
     ]
     assert summarise(records[:3])[-1] == Tile("Peak memory", "4.00 GiB", "rank 0 3.00 GiB, rank 1 2.00 GiB")
