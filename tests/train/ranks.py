@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmforge.config.activation_plan import LOGITS_AT_ONCE
 from llmforge.config.deepspeed import build_deepspeed_config
 from llmforge.config.training import AdamW, OptimizerConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
@@ -35,7 +36,7 @@ from llmforge.train.state import TrainerState, load_optimizer_state, save_optimi
 from tests.dataset.samples import join_examples, write_samples
 
 Precision = Literal["fp32", "bf16"]
-Method = Literal["full", "lora"]
+Method = Literal["full", "tied", "lora", "lora on the head"]
 Offloaded = Literal["offload_optimizer", "offload_param"]
 
 VOCABULARY = 67
@@ -124,17 +125,19 @@ def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
-        attention_dropout=dropout if method == "full" else 0.0, tie_word_embeddings=False,
+        attention_dropout=dropout if method == "full" else 0.0, tie_word_embeddings=method == "tied",
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    if method == "full":
+    if method in ("full", "tied"):
         return model
-    lora = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
+    targets: str | list[str] = ["q_proj", "lm_head"] if method == "lora on the head" else "all-linear"
+    lora = peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     return peft.get_peft_model(model, lora)
 
 
 def _rank(rank: int, num_workers: int, port: int, cases: list[Case], folder: Path) -> None:
     torch.set_num_threads(1)
+    LOGITS_AT_ONCE["cpu"] = 5 * VOCABULARY  # so that the output layer takes several chunks
     os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(num_workers)}  # DeepSpeed reads these
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
     for number, case in enumerate(cases):

@@ -26,7 +26,7 @@ from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger
 from llmforge.metrics.meters import StepMeter
 from llmforge.models.operations import count_operations
 from llmforge.storage.patience import open_patiently
-from llmforge.train.batches import TrainingBatches
+from llmforge.train.batches import Layout, TrainingBatches
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.evaluate import evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
@@ -136,6 +136,7 @@ def _batches(run: SavedRun, rank: int, *, is_validation: bool = False) -> Traini
         num_workers=case.num_workers,
         seed=SEED,
         shuffle=not is_validation,
+        layout=Layout(case.by_documents),
     )
 
 

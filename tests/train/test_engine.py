@@ -9,6 +9,7 @@ import torch
 from tests.train.ranks import Case, Method, Outcome, Precision, run_cases
 
 METHODS: tuple[Method, ...] = ("full", "lora")
+HEADS: tuple[Method, ...] = ("tied", "lora on the head")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 STAGES = (0, 1, 2, 3)
 
@@ -24,6 +25,7 @@ SHARDED = [
     for precision in PRECISIONS
     for method in METHODS
 ]
+OUTPUT_LAYERS = [Case(num_workers=2, zero_stage=stage, method=method) for method in HEADS for stage in (1, 2, 3)]
 UNBROKEN = [
     Case(num_workers=2, zero_stage=stage, precision=precision, method=method, dropout=0.1, num_steps=4)
     for stage in STAGES
@@ -38,7 +40,18 @@ UNBROKEN_BY_ONE = Case(num_steps=4)
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Outcome]:
     resumed = [replace(case, resume_at=2) for case in UNBROKEN]
-    cases = [*SPLITS, *SHARDED, *UNBROKEN, *resumed, *WRITTEN_BY_TWO, *CONTINUED_BY_ONE, UNBROKEN_BY_ONE]
+    alone = [Case(method=method) for method in HEADS]
+    cases = [
+        *SPLITS,
+        *SHARDED,
+        *OUTPUT_LAYERS,
+        *alone,
+        *UNBROKEN,
+        *resumed,
+        *WRITTEN_BY_TWO,
+        *CONTINUED_BY_ONE,
+        UNBROKEN_BY_ONE,
+    ]
     folder: Path = tmp_path_factory.mktemp("ranks")
     return run_cases(cases, folder)
 
@@ -59,7 +72,7 @@ def test_the_split_of_a_global_batch_does_not_matter(case: Case, outcomes: dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", SHARDED, ids=str)
+@pytest.mark.parametrize("case", [*SHARDED, *OUTPUT_LAYERS], ids=str)
 def test_every_zero_stage_computes_the_same(case: Case, outcomes: dict[Case, Outcome]) -> None:
     expected = outcomes[Case(method=case.method)]
     relative = 1e-6 if case.precision == "fp32" else 1e-3
