@@ -98,11 +98,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-CASES = [(kind, attention) for kind in KINDS for attention in (("eager",) if kind == "gemma2" else ATTENTIONS)]
+QUICK = (
+    ("untied", "sdpa_per_document"),
+    ("tied", "sdpa"),
+    ("lora on the head", "sdpa_per_document"),
+    ("gemma2", "eager"),
+)
+CASES = [
+    pytest.param((kind, attention), marks=() if (kind, attention) in QUICK else pytest.mark.slow)
+    for kind in KINDS
+    for attention in KINDS[kind].attentions
+]
 Case = tuple[NextTokenLoss, Layout]
 
 
-@pytest.fixture(params=CASES, ids=", ".join)
+@pytest.fixture(params=CASES, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return build(*request.param)
 
