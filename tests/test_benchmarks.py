@@ -71,3 +71,13 @@ def test_warm_up_does_not_count(repository: Path, monkeypatch: pytest.MonkeyPatc
     result = plan["Result"].of(log, peak_bytes=5, import_bytes=2)
     assert (result.seconds, result.num_tokens, result.num_trained_tokens, result.num_token_pairs) == (3, 7, 5, 25)
     assert result.trained_tokens_per_second == pytest.approx(5 / 3)
+
+
+@pytest.mark.slow
+def test_answers_beside_transformers(repository: Path, material: Path) -> None:
+    printed = run(
+        repository, "generate.py", str(material / "models" / "stories260K-hf"),
+        str(material / "data" / "chat" / "gsm8k-train.jsonl"), "--num-prompts", "6", "--batch-size", "4",
+        "--max-tokens", "8", "--repetitions", "1", "--threads", "1",
+    )  # fmt: skip
+    assert printed.count("| 6 the same |") == 4

@@ -1,86 +1,210 @@
-"""`llmforge generate`: answers on stdout, everything else on stderr."""
+"""`llmforge generate`: answers on stdout or in a file, everything else on stderr."""
 
-import json
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal
 
+from llmforge.cli.generate_progress import GenerateProgress
 from llmforge.cli.places import cache_folder
 from llmforge.errors import ConfigError, DataError
+from llmforge.storage.uri import is_s3, local_path
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-def run_generate(
-    source: str,
-    prompt: str | None,
-    messages_file: Path | None,
-    checkpoint: str,
-    *,
-    max_tokens: int | None,
-    temperature: float | None,
-) -> None:
-    """Answer one prompt as a stream of text, or every line of a file as one JSON object a line.
-
-    A file is checked as a whole before its first line is answered. Raises `LlmforgeError`.
-    """
-    if (prompt is None) == (messages_file is None):
-        raise ConfigError("give either --prompt TEXT or --messages FILE.jsonl")
-    rows = [] if messages_file is None else _read_messages(messages_file)
-    from llmforge.inference.generate import open_generator
+if TYPE_CHECKING:
+    from llmforge.inference.answer_output import AnswerOutput, AnswerRecord
+    from llmforge.inference.answer_rows import AnsweredWindow, Window
+    from llmforge.inference.load import TrainedSource
+    from llmforge.inference.prompt_rows import CheckedRows, PromptRow
     from llmforge.inference.sampling import Sampling
 
-    generator = open_generator(source, checkpoint, cache_folder())
-    sampling = Sampling(max_tokens, temperature)
-    if messages_file is None:
-        for piece in generator.stream(generator.parse([{"role": "user", "content": prompt}]), sampling):
-            print(piece, end="", flush=True)
-        print()
-        return
-    conversations = _for_all(messages_file, rows, generator.parse)
-    for (line, messages), (_, conversation) in zip(rows, conversations, strict=True):
-        [(_, text)] = _for_all(messages_file, [(line, conversation)], lambda item: generator.answer(item, sampling))
-        answer = {"role": "assistant", "content": text}
-        print(json.dumps({"messages": [*messages, answer]}, ensure_ascii=False), flush=True)
+OnInvalid = Literal["fail", "skip"]
+_MOST_SKIPPED_SHOWN = 20
 
 
-def _read_messages(path: Path) -> list[tuple[int, list[object]]]:
-    """The messages of every line that is not blank, with its number."""
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What the command line asks for."""
+
+    source: str
+    checkpoint: str
+    prompt: str | None
+    messages: str | None
+    output: str | None
+    on_invalid: OnInvalid
+    batch_size: int | None
+    num_workers: int | None
+
+
+def run_generate(options: GenerateOptions, sampling: Sampling) -> None:
+    """Answer one prompt as a stream of text, or every line of a file as one JSON object a line.
+
+    A file is checked as a whole before a weight is loaded. Raises `LlmforgeError`.
+    """
+    if (options.prompt is None) == (options.messages is None):
+        raise ConfigError("give either --prompt TEXT or --messages FILE.jsonl")
+    if options.messages is None:
+        _answer_prompt(options, sampling)
+    else:
+        _FileRun(options, options.messages, sampling).run()
+
+
+def _answer_prompt(options: GenerateOptions, sampling: Sampling) -> None:
+    for name, value in {"--output": options.output, "--num-workers": options.num_workers}.items():
+        if value is not None:
+            raise ConfigError(f"found {name} with --prompt, allowed is it with --messages FILE.jsonl")
+    from llmforge.inference.generate import open_generator
+
+    generator = open_generator(options.source, options.checkpoint, cache_folder())
+    conversation = generator.parse([{"role": "user", "content": options.prompt}])
+    for piece in generator.stream(conversation, sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+class _FileRun:
+    """The answers to a file."""
+
+    def __init__(self, options: GenerateOptions, messages: str, sampling: Sampling) -> None:
+        self._options = options
+        self._messages = messages
+        self._sampling = sampling
+
+    def run(self) -> None:
+        """Check, find what is done already, and answer the rest."""
+        from llmforge.inference.prompt_rows import read_prompt_rows
+
+        data = _read(self._messages)
+        rows = self._passed(read_prompt_rows(data, self._messages))
+        from llmforge.inference.load import find_trained_model, quiet_transformers
+
+        quiet_transformers()
+        source = find_trained_model(self._options.source, self._options.checkpoint, cache_folder())
+        rows = self._passed(_check_prompts(rows, self._messages, source, self._sampling))
+        output = self._open_output(source, rows, hashlib.sha256(data).hexdigest())
+        num_done = 0 if output is None else output.num_done
+        with GenerateProgress(len(rows), num_done) as progress:
+            if num_done < len(rows):
+                for answered in self._answer(source, rows, num_done, progress):
+                    _write(answered.lines, output)
+                    progress.stored(len(answered.lines))
+
+    def _passed(self, checked: CheckedRows) -> list[PromptRow]:
+        """The good rows. Raises one `DataError` that names every other one, unless these are to be left out."""
+        if checked.problems and self._options.on_invalid == "fail":
+            raise DataError("\n".join(checked.problems))
+        shown = list(islice(checked.problems, _MOST_SKIPPED_SHOWN))
+        more = len(checked.problems) - len(shown)
+        for line in [*shown, *([f"... and {more} more"] if more else [])]:
+            print(f"left out: {line}", file=sys.stderr)
+        if not checked.rows:
+            raise DataError(
+                f"{self._messages}: no rows" + (" are left" if checked.problems else "")
+                + "; expected one JSON object with `messages` per line"
+            )  # fmt: skip
+        return checked.rows
+
+    def _open_output(self, source: TrainedSource, rows: Sequence[PromptRow], input_sha256: str) -> AnswerOutput | None:
+        if self._options.output is None:
+            return None
+        from llmforge.inference.answer_output import open_answer_output
+
+        return open_answer_output(self._options.output, _record(source, rows, input_sha256, self._sampling))
+
+    def _answer(
+        self, source: TrainedSource, rows: Sequence[PromptRow], num_done: int, progress: GenerateProgress
+    ) -> Iterator[AnsweredWindow]:
+        from llmforge.inference.answer_rows import split_windows
+
+        if self._options.num_workers is None:
+            return self._answer_here(source, split_windows(rows, num_done), progress)
+        return self._answer_on_ray(source, rows, num_done, progress)
+
+    def _answer_here(
+        self, source: TrainedSource, windows: Iterable[Window], progress: GenerateProgress
+    ) -> Iterator[AnsweredWindow]:
+        from llmforge.inference.answer_rows import WindowAnswerer
+        from llmforge.inference.batch import BatchLimits
+        from llmforge.inference.generate import Generator
+        from llmforge.inference.load import load_source
+
+        progress.note("loading the model")
+        answer = WindowAnswerer(
+            Generator(load_source(source)), self._sampling, BatchLimits(num_rows=self._options.batch_size)
+        )
+        for window in windows:
+            yield answer(window, progress.answered)
+
+    def _answer_on_ray(
+        self, source: TrainedSource, rows: Sequence[PromptRow], num_done: int, progress: GenerateProgress
+    ) -> Iterator[AnsweredWindow]:
+        from llmforge.inference.answer_on_ray import WorkerPlan, answer_on_ray
+        from llmforge.inference.batch import BatchLimits
+        from llmforge.train.cluster import start_ray
+
+        num_workers = self._options.num_workers or 1
+        progress.note("starting Ray")
+        start_ray(verbose=False)
+        progress.note(f"loading the model in {num_workers} workers")
+        limits = BatchLimits(num_rows=self._options.batch_size)
+        plan = WorkerPlan(source.uri, cache_folder(), self._sampling, limits)
+        for answered in answer_on_ray(rows, num_done, plan, num_workers):
+            progress.answered(len(answered.lines), answered.num_tokens)
+            yield answered
+
+
+def _read(messages: str) -> bytes:
+    missing = f"{messages}: no such file; --messages names a JSONL file with `messages` on every line"
+    path = _fetch(messages, missing) if is_s3(messages) else local_path(messages)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; --messages names a JSONL file with `messages` on every line")
-    # Not `splitlines`: it takes characters for line ends that may stand inside a JSON string.
-    lines = enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
-    rows = _for_all(path, ((number, line) for number, line in lines if line.strip()), _parse_line)
-    if not rows:
-        raise DataError(f"{path}: no rows; expected one JSON object with `messages` per line")
-    return rows
+        raise DataError(missing)
+    return path.read_bytes()
 
 
-def _parse_line(line: bytes) -> list[object]:
+def _fetch(messages: str, missing: str) -> Path:
+    from llmforge.storage.cache import fetch_to_cache
+    from llmforge.storage.types import NotFoundError
+
     try:
-        row = json.loads(line.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error.msg} (column {error.colno})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8 at byte {error.start}; save the file as UTF-8") from error
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list):
-        raise DataError("expected an object with a `messages` list")
-    messages: list[object] = row["messages"]
-    return messages
+        return fetch_to_cache(messages, cache_folder() / "prompts")
+    except NotFoundError as error:
+        raise DataError(missing) from error
 
 
-def _for_all(
-    path: Path, items: Iterable[tuple[int, _Item]], function: Callable[[_Item], _Result]
-) -> list[tuple[int, _Result]]:
-    """The results for numbered lines of a file. Raises one `DataError` that names every line which has one."""
-    results: list[tuple[int, _Result]] = []
-    problems: list[str] = []
-    for number, item in items:
-        try:
-            results.append((number, function(item)))
-        except DataError as error:
-            problems.append(f"{path}:{number}: {error}")
-    if problems:
-        raise DataError("\n".join(problems))
-    return results
+def _check_prompts(rows: Sequence[PromptRow], messages: str, source: TrainedSource, sampling: Sampling) -> CheckedRows:
+    from llmforge.inference.load import read_prompt_maker
+    from llmforge.inference.prompt_rows import check_prompt_rows
+
+    maker = read_prompt_maker(source)
+    return check_prompt_rows(
+        rows, messages, lambda row: maker.room(len(maker.prompt_ids(maker.parse(row.messages))), sampling)
+    )
+
+
+def _record(source: TrainedSource, rows: Sequence[PromptRow], input_sha256: str, sampling: Sampling) -> AnswerRecord:
+    from llmforge.inference.answer_output import AnswerRecord
+
+    generation = source.job.generation_config
+    assert generation is not None
+    filled = asdict(sampling.over(generation))
+    checksums = sorted((file.path, file.sha256) for file in source.checkpoint.files)
+    return AnswerRecord(
+        checkpoint=source.checkpoint.name,
+        checkpoint_digest=hashlib.sha256(repr(checksums).encode()).hexdigest(),
+        input_sha256=input_sha256,
+        num_rows=len(rows),
+        sampling={**filled, "stop": list(sampling.stop)},
+    )
+
+
+def _write(lines: Sequence[str], output: AnswerOutput | None) -> None:
+    if output is not None:
+        output.write(lines)
+        return
+    for line in lines:
+        print(line)
+    sys.stdout.flush()

@@ -12,6 +12,9 @@ from typing import Annotated, Optional
 import typer
 
 from llmforge import __version__
+from llmforge.cli.answer_commands import chat, generate
+from llmforge.cli.export_commands import export, verify
+from llmforge.cli.serve import serve
 from llmforge.errors import ConfigError, LlmforgeError
 
 app = typer.Typer(
@@ -111,33 +114,11 @@ def schema() -> None:
     print(json.dumps(job_json_schema(), indent=2))
 
 
-@app.command()
-def generate(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
-    prompt: Annotated[Optional[str], typer.Option(help="One user message.")] = None,  # noqa: UP045
-    messages: Annotated[Optional[Path], typer.Option(help="JSONL of `messages`, one prompt a line.")] = None,  # noqa: UP045
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP045
-    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP045
-) -> None:
-    """Answer a prompt with a trained model; the answer goes to stdout, everything else to stderr."""
-    from llmforge.cli.generate import run_generate
-
-    run_generate(source, prompt, messages, checkpoint, max_tokens=max_tokens, temperature=temperature)
-
-
-@app.command()
-def chat(
-    source: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or a checkpoint, local or s3://.")],
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or a checkpoint's name.")] = "best",
-    system: Annotated[Optional[str], typer.Option(help="System message.")] = None,  # noqa: UP045
-    max_tokens: Annotated[Optional[int], typer.Option(min=1, help="Longest answer.")] = None,  # noqa: UP045
-    temperature: Annotated[Optional[float], typer.Option(min=0, help="0 takes the likeliest token.")] = None,  # noqa: UP045
-) -> None:
-    """Talk to a trained model."""
-    from llmforge.cli.chat import run_chat
-
-    run_chat(source, checkpoint, system=system, max_tokens=max_tokens, temperature=temperature)
+app.command()(generate)
+app.command()(chat)
+app.command()(serve)
+app.command()(export)
+app.command()(verify)
 
 
 @app.command()

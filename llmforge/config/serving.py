@@ -13,8 +13,8 @@ from llmforge.config.model import LoraConfig
 _EMBEDDINGS = ("embed_tokens", "lm_head")
 
 
-def serving_warnings(lora: LoraConfig) -> list[str]:
-    """One sentence for each choice that limits how the adapter can be served."""
+def unservable_choices(lora: LoraConfig) -> list[str]:
+    """What of it an adapter must not have that is served beside its base; empty where it can be."""
     embeddings = [name for name in _EMBEDDINGS if _targets(lora, name)]
     costs = {
         f"{' and '.join(embeddings)} in target_modules": bool(embeddings),
@@ -24,11 +24,15 @@ def serving_warnings(lora: LoraConfig) -> list[str]:
         "use_dora": lora.use_dora,
         f"bias: {lora.bias}": lora.bias != "none",
     }
+    return [choice for choice, is_taken in costs.items() if is_taken]
+
+
+def serving_warnings(lora: LoraConfig) -> list[str]:
+    """One sentence for each choice that limits how the adapter can be served."""
     warnings = [
         f"lora_config: with {choice} the adapter cannot be served beside the base model by vLLM and its kind; "
         "merge it into the weights to serve it, or remove the key"
-        for choice, is_taken in costs.items()
-        if is_taken
+        for choice in unservable_choices(lora)
     ]
     if lora.changes_base:
         warnings.append(

@@ -43,12 +43,12 @@ class GumbelNoise(LogitsProcessor):  # type: ignore[misc] # transformers is unty
     def __init__(self, generators: Sequence[torch.Generator]) -> None:
         self._generators = generators
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """The scores of the next token with noise in them."""
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
-        return scores.float() - noise.clamp_(min=_LEAST_NOISE).log_()  # type: ignore[return-value]
+        return scores.float() - noise.clamp_(min=_LEAST_NOISE).log_()
 
 
 def _warpers(sampling: Sampling) -> list[LogitsProcessor]:

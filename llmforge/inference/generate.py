@@ -6,7 +6,7 @@ In: a `TrainedModel` and messages. Out: the answer's text, whole or as a stream,
 import queue
 import threading
 from collections.abc import Generator as PyGenerator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +15,16 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from llmforge.inference.batch import Answer, BatchLimits, Prompt, answer_prompts
 from llmforge.inference.draw import generate_arguments
 from llmforge.inference.load import TrainedModel, load_trained_model, quiet_transformers
 from llmforge.inference.sampling import Sampling
 from llmforge.inference.stops import Stops
 from llmforge.prompt.messages import Conversation
 
-__all__ = ["Generator", "Sampling", "open_generator"]
-
 
 class Generator:
-    """Answers one conversation at a time."""
+    """Answers one conversation as a stream, or many together."""
 
     def __init__(self, trained: TrainedModel) -> None:
         self.trained = trained
@@ -52,6 +51,15 @@ class Generator:
         sampling = sampling.over(self.format.generation)
         with self._generating(prompt, self.format.room(len(prompt), sampling), sampling, stops) as tokens:
             yield from self.format.text(tokens, stops)
+
+    def prompt(self, conversation: Conversation, sampling: Sampling, index: int = 0) -> Prompt:
+        """What the model is given for one of many conversations. Raises `DataError` where it leaves no room."""
+        ids = self.prompt_ids(conversation)
+        return Prompt(ids, self.format.room(len(ids), sampling), index)
+
+    def answer_all(self, prompts: Sequence[Prompt], sampling: Sampling, limits: BatchLimits) -> Iterator[list[Answer]]:
+        """Answers batch after batch, in the order in which they are done."""
+        return answer_prompts(self.trained.model, self.format, prompts, sampling, limits)
 
     @contextmanager
     def _generating(

@@ -22,13 +22,16 @@ from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
+from llmforge.errors import CheckpointError
 from llmforge.inference.answer_format import AnswerFormat
 from llmforge.inference.exported import ExportRecord, read_export_record
+from llmforge.inference.prompt_maker import PromptMaker
 from llmforge.models.adapter_files import CONFIG_FILE, load_adapter
-from llmforge.models.folder import model_folder, read_tokenizer_json
+from llmforge.models.folder import model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.load import DTYPES, Precision, load_base_model, load_tokenizer
 from llmforge.storage.base import Storage, join_uri, open_storage
 from llmforge.storage.manifest import local_folder
+from llmforge.storage.types import DamagedError
 
 RESOLVED_JOB_FILE = "resolved_job.yaml"
 OPTIMIZER_PREFIX = "optimizer/"
@@ -47,6 +50,8 @@ class TrainedSource:
     checkpoint: CheckpointInfo
     fetch: Callable[[], Path]
     """Bring its files to this machine; the folder with them, verified. Raises `LlmforgeError`."""
+    fetch_small: Callable[[], Path]
+    """As `fetch`, without the weights."""
     is_export: bool = False
 
 
@@ -118,6 +123,20 @@ def load_source(source: TrainedSource) -> TrainedModel:
     )
 
 
+def read_prompt_maker(source: TrainedSource) -> PromptMaker:
+    """How the model is asked, from its small files. Errors as in `load_trained_model`."""
+    folder, job = source.fetch_small(), source.job
+    with_config = folder if (folder / "config.json").is_file() else model_folder(job.model_id, with_weights=False)
+    generation = job.generation_config
+    assert generation is not None
+    return PromptMaker(
+        prompt_format=job.prompt_format,
+        generation=generation,
+        encoder=SegmentTokenizer(read_tokenizer_json(folder)),
+        context_length=read_model_facts(with_config).context_length,
+    )
+
+
 def quiet_transformers() -> None:
     """Let transformers report errors only: answers go to people and to other programs."""
     transformers.logging.set_verbosity_error()
@@ -133,20 +152,34 @@ def _checkpoint(store: CheckpointStore, info: CheckpointInfo, cache_folder: Path
         job=job_from_yaml(job_file.read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}"),
         checkpoint=info,
         fetch=lambda: store.local_folder(info, target, needed),
+        fetch_small=lambda: store.local_folder(info, target, _without_weights(needed)),
     )
 
 
 def _exported(storage: Storage, record: ExportRecord, cache_folder: Path) -> TrainedSource:
     # Named by what is in it: an export may be made anew at the same address.
     version = hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:32]
-    info = record.info
+    info, target = record.info, cache_folder / EXPORT_FOLDER / version
+
+    def fetch(paths: list[str]) -> Path:
+        try:
+            return local_folder(storage, "", manifest_of(info), target, paths)
+        except DamagedError as error:
+            raise CheckpointError(f"damaged export: {error}\n(export the run again)") from error
+
+    paths = [file.path for file in info.files]
     return TrainedSource(
         uri=storage.root_uri,
         job=record.job,
         checkpoint=info,
-        fetch=lambda: local_folder(storage, "", manifest_of(info), cache_folder / EXPORT_FOLDER / version),
+        fetch=lambda: fetch(paths),
+        fetch_small=lambda: fetch(_without_weights(paths)),
         is_export=True,
     )
+
+
+def _without_weights(paths: list[str]) -> list[str]:
+    return [path for path in paths if not path.endswith(".safetensors")]
 
 
 def _load_model(source: TrainedSource, folder: Path) -> PreTrainedModel:

@@ -40,6 +40,18 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) ->
     return _load(model, folder, _read_config(folder), is_trainable=is_trainable)
 
 
+def add_saved_adapter(adapted: PeftModel, folder: Path, name: str) -> None:
+    """Load one more adapter beside the first, to be chosen by `name`. Raises `ModelError` as `load_adapter` does."""
+    _check_files(folder)
+    _read_config(folder)
+    try:
+        with peft_quiet():
+            adapted.load_adapter(folder, name, is_trainable=False)
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{folder}: the adapter does not fit the base model: {_explain(error)}") from error
+    _check_adapter_weights(adapted, folder, name)
+
+
 def continue_adapter(model: PreTrainedModel, lora: LoraConfig, folder: Path, base_name: str) -> PeftModel:
     """Put a saved adapter on a base model and train it on, with the job's dropout.
 
@@ -190,11 +202,11 @@ def _comparable(value: object) -> object:
     return value or None if isinstance(value, dict) else value
 
 
-def _check_adapter_weights(adapted: PeftModel, folder: Path) -> None:
+def _check_adapter_weights(adapted: PeftModel, folder: Path, name: str = "default") -> None:
     """PEFT only warns of weights that the file lacks, and passes over those for which the model has no place."""
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         saved = set(file.keys())
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    expected = set(get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False))
     missing, unexpected = sorted(expected - saved), sorted(name for name in saved - expected if ".lora_" in name)
     for names, problem in ((missing, "it lacks"), (unexpected, "the base model has no place for")):
         if names:

@@ -3,68 +3,33 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmforge.checkpoint.find import find_checkpoint
-from llmforge.checkpoint.store import CheckpointStore
-from llmforge.config.job import JobConfig
-from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.model import LoraConfig
-from llmforge.config.prompt_format import PromptFormat
-from llmforge.config.resolve import JobFacts, resolve_job
-from llmforge.config.sizing import DataSizes, size_job
 from llmforge.errors import CheckpointError, DataError, ModelError
-from llmforge.inference.generate import Generator, Sampling, open_generator
+from llmforge.inference.generate import Generator, open_generator
 from llmforge.inference.load import TrainedModel, load_trained_model
+from llmforge.inference.sampling import Sampling
 from llmforge.models.adapter import add_adapter
 from llmforge.models.load import load_base_model
-from llmforge.storage.base import open_storage
+from tests.inference.runs import commit, copied, generated_by, make_job, make_run, reference, spelled
 from tests.prompt.formats import VERBATIM
 
 pytestmark = pytest.mark.slow
 
-STORY = PromptFormat(
-    bos="<s>",
-    system="{instruction} ",
-    user="{system}{instruction}",
-    assistant=" {instruction}</s>",
-    system_in_user=True,
-)
 ASK = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = Sampling()
 SHORT = Sampling(max_tokens=10)
-
-
-def make_job(model: Path, **changes: Any) -> JobConfig:
-    """A resolved job, as a run stores it."""
-    generation = {"prompt_format": STORY.model_dump(), "max_tokens": 40, **changes.pop("generation_config", {})}
-    keys = {"model_id": str(model), "train_path": "train.jsonl", "precision": "fp32", "accelerator": "cpu", **changes}
-    job = JobConfig.model_validate_json(json.dumps({**keys, "generation_config": generation}))
-    job = resolve_job(job, JobFacts(has_gpu=False, started_at=datetime(2026, 1, 2), model_context_length=512))
-    return size_job(job, DataSizes(length_p95=100, longest_tokens=200, num_train_samples=8, model_context_length=512))
-
-
-def commit(run: Path, name: str, folder: Path, job: JobConfig, **metadata: float) -> None:
-    """A checkpoint of one rank, with the resolved job in it."""
-    (folder / "resolved_job.yaml").write_text(job_to_yaml(job), encoding="utf-8")
-    store = CheckpointStore(open_storage(str(run)))
-    store.upload_rank(name, folder, 0, 1, metadata)
-    store.commit(name)
-
-
-MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 @pytest.fixture(autouse=True)
@@ -81,20 +46,11 @@ def stories(material: Path) -> Path:
     return material / "models" / "stories260K-hf"
 
 
-def copied(model: Path, target: Path) -> Path:
-    """A new folder with the files of a model."""
-    target.mkdir()
-    for file in MODEL_FILES:
-        shutil.copyfile(model / file, target / file)
-    return target
-
-
 @pytest.fixture(scope="module")
 def model(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """The model as a run would leave it, loaded."""
     folder = tmp_path_factory.mktemp("model")
-    commit(folder / "run", "step-00000010-a", copied(stories, folder / "weights"), make_job(stories))
-    return load_trained_model(str(folder / "run"), "best", folder / "cache")
+    return load_trained_model(str(make_run(stories, folder)), "best", folder / "cache")
 
 
 def with_generation(model: TrainedModel, **generation_config: Any) -> TrainedModel:
@@ -105,26 +61,6 @@ def with_generation(model: TrainedModel, **generation_config: Any) -> TrainedMod
 def generated(model: TrainedModel, prompt: list[int], max_tokens: int = 40) -> list[int]:
     """What `transformers` alone answers, without what ended it."""
     return generated_by(reference(model.job.model_id), prompt, max_tokens)
-
-
-@cache
-def reference(folder: str) -> PreTrainedModel:
-    return LlamaForCausalLM.from_pretrained(folder)
-
-
-def generated_by(reference: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
-    ids = torch.tensor([prompt])
-    output = reference.generate(ids, do_sample=False, max_new_tokens=max_tokens, attention_mask=torch.ones_like(ids))
-    answer: list[int] = output[0, len(prompt) :].tolist()
-    ends = [index for index, token in enumerate(answer) if token in (1, 2)]
-    return answer[: ends[0]] if ends else answer
-
-
-def spelled(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """The text of tokens by their words, every space kept."""
-    words = tokenizer.convert_ids_to_tokens(ids)
-    encoded = [bytes.fromhex(word[3:5]) if re.fullmatch("<0x..>", word) else word.encode() for word in words]
-    return b"".join(encoded).decode().replace("\u2581", " ")
 
 
 def answer_of(model: TrainedModel, messages: list[dict[str, str]] = ASK, sampling: Sampling = GREEDY) -> str:
@@ -253,8 +189,7 @@ def test_sampling(model: TrainedModel) -> None:
     model = with_generation(model, temperature=1.5)
 
     def sampled(seed: int, **changes: Any) -> str:
-        torch.manual_seed(seed)
-        return answer_of(model, sampling=Sampling(max_tokens=10, **changes))
+        return answer_of(model, sampling=Sampling(max_tokens=10, seed=seed, **changes))
 
     assert sampled(0) == sampled(0)
     assert len({sampled(seed) for seed in range(4)}) == 4

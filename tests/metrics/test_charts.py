@@ -10,6 +10,8 @@ from llmforge.metrics.charts import MAX_POINTS, Chart, draw_charts, draw_lengths
 from llmforge.metrics.data_facts import LengthBin, Lengths
 from llmforge.metrics.meters import PARTS
 
+pytestmark = pytest.mark.slow
+
 
 def losses(*values: float) -> list[dict[str, float]]:
     return [{"step": step, "train/loss": value} for step, value in enumerate(values, start=1)]

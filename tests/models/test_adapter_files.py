@@ -20,6 +20,8 @@ from llmforge.models.adapter_files import continue_adapter, load_adapter, resume
 from llmforge.models.folder import adapter_folder
 from tests.models.tiny import adapted_layers, llama, load, logits, mixtral, qwen2_moe, train, trained
 
+pytestmark = pytest.mark.slow
+
 ATTENTION = ("q_proj", "v_proj")
 
 

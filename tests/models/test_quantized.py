@@ -18,6 +18,8 @@ from llmforge.models.load import Precision
 from llmforge.models.quantized import bitsandbytes_config
 from tests.models.tiny import llama, load, logits, mixtral, train, trained
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("bitsandbytes", reason="wants the extra quantization")
 
 KINDS = {

@@ -15,8 +15,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from llmforge.checkpoint.store import CheckpointStore
-from llmforge.cli.generate import run_generate
+from llmforge.cli.generate import GenerateOptions, run_generate
 from llmforge.errors import DataError
+from llmforge.inference.sampling import Sampling
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import open_storage, read_bytes
@@ -146,7 +147,11 @@ def _check_answers(run: FinishedRun, file: Path, capsys: pytest.CaptureFixture[s
 
     def answer(prompts: list[list[dict[str, str]]]) -> None:
         file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
-        run_generate(run.result.run_uri, None, file, "best", max_tokens=8, temperature=0)
+        options = GenerateOptions(
+            run.result.run_uri, "best", prompt=None, messages=str(file), output=None, on_invalid="error",
+            batch_size=None, num_workers=None,
+        )  # fmt: skip
+        run_generate(options, Sampling(max_tokens=8, temperature=0))
 
     capsys.readouterr()
     with pytest.raises(DataError) as caught:

@@ -116,5 +116,5 @@ class AnswerReader:
         return Piece(text, self._num_tokens, tuple(scores), reason)
 
     def _is_behind_text(self, reason: FinishReason | None) -> bool:
-        """Whether the answer ends with tokens that have no text of their own; behind a stop text they are none of it."""
+        """Whether only tokens at the end are left, without a text of their own; a text stop leaves out what follows."""
         return reason is not None and not self._cut.is_complete

@@ -60,7 +60,7 @@ def test_scores_are_those_of_the_tokens_in_the_text(tokens: list[int], texts: tu
     """Here every token is one letter."""
     tokens = [token for token in tokens if token != 9] or [0]
     pieces = read(tokens, rules(Stops(frozenset(), (), texts), len(tokens)))
-    text, scores = "", []
+    text, scores = "", list[ScoredToken]()
     for piece in pieces:
         text, scores = text + piece.text, [*scores, *piece.scores]
         assert len(scores) == len(text)

@@ -1,0 +1,30 @@
+"""An adapter that is exported alone: its files, and what servers have to know of it.
+
+In: the folder of a checkpoint. Out: copies of PEFT's files, and `AdapterFacts`. No tensor is read.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from llmforge.config.model import LoraConfig
+from llmforge.config.serving import unservable_choices
+from llmforge.export.launch import AdapterFacts
+from llmforge.models.folder import ADAPTER_FILES
+
+
+def copy_adapter(checkpoint: Path, folder: Path) -> None:
+    """Put the files of an adapter into an export, byte for byte."""
+    for name in ADAPTER_FILES:
+        shutil.copyfile(checkpoint / name, folder / name)
+
+
+def adapter_facts(checkpoint: Path, lora: LoraConfig, base: Path) -> AdapterFacts:
+    """What job and files say of an adapter; `base` is the folder of its base model."""
+    config = json.loads((checkpoint / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    named = str(config.get("base_model_name_or_path") or base)
+    return AdapterFacts(
+        base=str(Path(named).absolute()) if Path(named).is_dir() else named,
+        rank=max([config["r"], *(config.get("rank_pattern") or {}).values()]),
+        unservable=tuple(unservable_choices(lora)),
+    )

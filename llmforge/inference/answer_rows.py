@@ -1,0 +1,67 @@
+"""Rows of a prompt file answered in windows: as many rows as are sorted by length together and stored together.
+
+In: rows that were checked, and a model. Out: the answered lines of one window after another, in the order of the rows.
+An answer depends on its row and its place in the file alone, so it is the same wherever a run was cut short and
+whoever computes it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from llmforge.inference.batch import BatchLimits
+from llmforge.inference.generate import Generator
+from llmforge.inference.prompt_rows import PromptRow
+from llmforge.inference.sampling import Sampling
+
+WINDOW_ROWS = 512
+"""What is lost when a run is killed; many batches, so that their rows are of like length."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that follow one another."""
+
+    first: int
+    """Place of the first row among all, from 0."""
+    rows: list[PromptRow]
+
+
+@dataclass(frozen=True)
+class AnsweredWindow:
+    """The lines of a window, and what they took."""
+
+    lines: list[str]
+    num_tokens: int
+
+
+def split_windows(rows: Sequence[PromptRow], num_done: int, num_rows: int = WINDOW_ROWS) -> Iterator[Window]:
+    """The windows of the rows behind those that are done."""
+    for first in range(num_done, len(rows), num_rows):
+        yield Window(first, list(rows[first : first + num_rows]))
+
+
+class WindowAnswerer:
+    """Answers windows with one model."""
+
+    def __init__(self, generator: Generator, sampling: Sampling, limits: BatchLimits) -> None:
+        self._generator = generator
+        self._sampling = sampling
+        self._limits = limits
+
+    def __call__(
+        self, window: Window, on_batch: Callable[[int, int], None] = lambda rows, tokens: None
+    ) -> AnsweredWindow:
+        """The lines of a window; `on_batch` is told the rows and tokens of each batch."""
+        prompts = [
+            self._generator.prompt(self._generator.parse(row.messages), self._sampling, window.first + place)
+            for place, row in enumerate(window.rows)
+        ]
+        texts: dict[int, str] = {}
+        num_tokens = 0
+        for batch in self._generator.answer_all(prompts, self._sampling, self._limits):
+            texts |= {answer.index: answer.text for answer in batch}
+            batch_tokens = sum(answer.num_tokens for answer in batch)
+            num_tokens += batch_tokens
+            on_batch(len(batch), batch_tokens)
+        lines = [row.answered(texts[window.first + place]) for place, row in enumerate(window.rows)]
+        return AnsweredWindow(lines, num_tokens)

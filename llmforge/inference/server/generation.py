@@ -1,0 +1,77 @@
+"""One answer in the making, as the engine sees it.
+
+In: the ids of a prompt, how its tokens are drawn and read, and where its pieces go. It knows nothing of HTTP.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import LogitsProcessorList
+
+from llmforge.inference.server.answer import AnswerReader, AnswerRules, Piece, ScoredToken
+
+Deliver = Callable[[Piece | None], None]
+"""Called in the engine's thread with every piece; None: the engine has ended before the answer did."""
+
+
+@dataclass(eq=False)
+class Generation:
+    """A prompt and its answer so far."""
+
+    prompt: list[int]
+    rules: AnswerRules
+    deliver: Deliver
+    processors: LogitsProcessorList | None = None
+    """Makes the most probable token a draw; None takes it as it is."""
+    num_top: int | None = None
+    """Scores of how many tokens are wanted beside the one taken; None for no scores at all."""
+    adapter: str | None = None
+    """Name of the adapter, where the model has several."""
+    is_cancelled: bool = False
+    last_token: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin to read."""
+        self._reader = AnswerReader(self.rules)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of prompt and answer together."""
+        return len(self.prompt) + self.rules.max_tokens
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more; the engine drops it before its next step. From any thread."""
+        self.is_cancelled = True
+
+    def take(self, token: int, score: ScoredToken | None) -> bool:
+        """Add a token; whether the answer has ended with it."""
+        self.last_token = token
+        piece = self._reader.push(token, score)
+        if piece is None:
+            return False
+        self.deliver(piece)
+        return piece.finish_reason is not None
+
+
+def choose(generations: list[Generation], logits: torch.Tensor) -> list[tuple[int, ScoredToken | None]]:
+    """The next token of every row of `logits` (rows, vocabulary), by the rules of its generation."""
+    logits = logits.float()
+    chosen = logits.argmax(dim=-1)
+    no_ids = torch.empty((1, 0), dtype=torch.long, device=logits.device)
+    for row, generation in enumerate(generations):
+        if generation.processors is not None:
+            chosen[row] = generation.processors(no_ids, logits[row : row + 1]).argmax()
+    tokens: list[int] = chosen.tolist()
+    return [
+        (token, None if generation.num_top is None else _score(token, logits[row], generation.num_top))
+        for row, (token, generation) in enumerate(zip(tokens, generations, strict=True))
+    ]
+
+
+def _score(token: int, logits: torch.Tensor, num_top: int) -> ScoredToken:
+    """By the model itself, before temperature and the like."""
+    logprobs = logits.log_softmax(dim=-1)
+    top = logprobs.topk(min(num_top, len(logprobs)))
+    pairs = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return ScoredToken(token, float(logprobs[token]), pairs)

@@ -1,0 +1,45 @@
+"""What the server counts, for Prometheus.
+
+In: what happened. Out: the text of `/metrics`. Every server has a registry of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Telemetry:
+    """Counters of one server."""
+
+    def __init__(self, num_running: Callable[[], float], num_waiting: Callable[[], float]) -> None:
+        registry = CollectorRegistry()
+        self._registry = registry
+        self.num_open = 0
+        """Requests whose replies are not sent yet."""
+        self.requests = Counter(
+            "llmforge_requests", "Requests by path and status.", ("path", "code"), registry=registry
+        )
+        self.answers = Counter("llmforge_answers", "Answers by model and end.", ("model", "end"), registry=registry)
+        self.prompt_tokens = Counter("llmforge_prompt_tokens", "Tokens of prompts.", ("model",), registry=registry)
+        self.answer_tokens = Counter("llmforge_answer_tokens", "Tokens of answers.", ("model",), registry=registry)
+        self.first_token_seconds = Histogram(
+            "llmforge_first_token_seconds",
+            "From a request's arrival to the first piece of its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "llmforge_request_seconds", "From a request's arrival to its end.", buckets=_SECONDS, registry=registry
+        )
+        running = Gauge("llmforge_running_answers", "Answers that are being made.", registry=registry)
+        running.set_function(num_running)
+        waiting = Gauge("llmforge_waiting_answers", "Answers that wait for a place.", registry=registry)
+        waiting.set_function(num_waiting)
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self._registry)
