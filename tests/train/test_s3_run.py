@@ -148,7 +148,7 @@ def _check_answers(run: FinishedRun, file: Path, capsys: pytest.CaptureFixture[s
     def answer(prompts: list[list[dict[str, str]]]) -> None:
         file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in prompts))
         options = GenerateOptions(
-            run.result.run_uri, "best", prompt=None, messages=str(file), output=None, on_invalid="error",
+            run.result.run_uri, "best", prompt=None, messages=str(file), output=None, on_invalid="fail",
             batch_size=None, num_workers=None,
         )  # fmt: skip
         run_generate(options, Sampling(max_tokens=8, temperature=0))
