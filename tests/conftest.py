@@ -44,6 +44,12 @@ def material() -> Path:
 
 
 @pytest.fixture(scope="session")
+def stories(material: Path) -> Path:
+    """A pretrained Llama of 260 000 parameters."""
+    return material / "models" / "stories260K-hf"
+
+
+@pytest.fixture(scope="session")
 def quickstart_material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with `data/` and `model/` that `scripts/make_quickstart.py` makes; for reading only."""
     folder = tmp_path_factory.mktemp("quickstart")

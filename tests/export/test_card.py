@@ -15,7 +15,8 @@ from llmforge.dataset.stats import CheckTotals, DatasetStats, LengthSummary, Spl
 from llmforge.export.card import CardFacts, model_card, prompt_format_in_words
 from llmforge.export.launch import AdapterFacts, LaunchFile
 from tests.export.served import FOLDER
-from tests.export.trained_runs import STORY, make_job
+from tests.export.trained_runs import make_job
+from tests.inference.runs import STORY
 from tests.prompt.formats import CHATML, LLAMA_3, MISTRAL_LAST
 
 SPLIT = SplitStats(

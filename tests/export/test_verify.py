@@ -29,7 +29,8 @@ from llmforge.inference.load import find_trained_model
 from llmforge.prompt.messages import parse_conversation
 from llmforge.storage.base import open_storage
 from tests.export.test_card import STATS
-from tests.export.trained_runs import CHECKPOINT, STORY, TrainedRun, commit, full_run, make_job, rows
+from tests.export.trained_runs import CHECKPOINT, TrainedRun, commit, full_run, make_job, rows
+from tests.inference.runs import STORY
 from tests.prompt.formats import CHATML, LLAMA_2, LLAMA_3, MISTRAL_BOS, PLAIN
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,6 @@ from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.model import LoraConfig
-from llmforge.config.prompt_format import PromptFormat
 from llmforge.config.resolve import JobFacts, resolve_job
 from llmforge.config.sizing import DataSizes, size_job
 from llmforge.dataset.tokenize import special_tokens
@@ -25,15 +24,9 @@ from llmforge.models.adapter import add_adapter
 from llmforge.models.load import load_base_model
 from llmforge.prompt.chat_template import chat_template
 from llmforge.storage.base import open_storage
+from tests.inference.runs import STORY
 
 CHECKPOINT = "step-00000010-a"
-STORY = PromptFormat(
-    bos="<s>",
-    system="{instruction} ",
-    user="{system}{instruction}",
-    assistant=" {instruction}</s>",
-    system_in_user=True,
-)
 OPENINGS = ("Once upon a time", "One day, a girl named Lily", "Tom had a big dog", "The sun was hot", "A cat sat")
 PROMPT = torch.tensor([[1, 403, 407, 261, 378]])
 TARGETS = ("q_proj", "v_proj", "down_proj")

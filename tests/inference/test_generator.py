@@ -42,11 +42,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stories(material: Path) -> Path:
-    return material / "models" / "stories260K-hf"
-
-
-@pytest.fixture(scope="module")
 def model(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """The model as a run would leave it, loaded."""
     folder = tmp_path_factory.mktemp("model")

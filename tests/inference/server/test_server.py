@@ -31,11 +31,6 @@ pytestmark = pytest.mark.slow
 HOT: dict[str, Any] = {"temperature": 1.5, "max_tokens": 15}
 
 
-@pytest.fixture(scope="module")
-def stories(material: Path) -> Path:
-    return material / "models" / "stories260K-hf"
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     num_threads = torch.get_num_threads()
