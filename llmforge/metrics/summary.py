@@ -214,13 +214,14 @@ def _work_tiles(stretches: Sequence[Stretch]) -> list[Tile]:
     if padding is not None:
         tiles.append(Tile("Padding", f"{padding:.1%}", "of the positions computed"))
     tflops, mfu = mean(stretches, "train/tflops_per_device"), mean(stretches, "train/mfu")
-    speed = "" if tflops is None else f"{number_text(tflops)} TFLOP/s per device"
     if mfu is not None:
         by_6n = mean(stretches, "train/mfu_6n")
         also = "" if by_6n is None else f"{by_6n:.1%} by 6 x parameters x tokens"
-        tiles.append(Tile("MFU", f"{mfu:.1%}", "; ".join(filter(None, [speed, also]))))
+        per_device = "" if tflops is None else f"{number_text(tflops)} TFLOP/s per device"
+        tiles.append(Tile("MFU", f"{mfu:.1%}", "; ".join(filter(None, [per_device, also]))))
     elif tflops is not None:
-        tiles.append(Tile("Speed of a device", f"{number_text(tflops)} TFLOP/s", "operations that the model needs"))
+        speed, unit = (tflops, "TFLOP/s") if tflops >= 1 else (1000 * tflops, "GFLOP/s")
+        tiles.append(Tile(f"{unit} of a device", number_text(speed), "operations that the model needs"))
     return tiles
 
 

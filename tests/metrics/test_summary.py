@@ -115,7 +115,9 @@ def test_a_rank_keeps_its_most_memory_and_many_ranks_are_not_listed() -> None:
 
 def test_a_device_of_unknown_peak_has_a_speed_and_no_share() -> None:
     record = {key: value for key, value in STEP.items() if "mfu" not in key}
-    assert Tile("Speed of a device", "300 TFLOP/s", "operations that the model needs") in summarise([record])
+    assert Tile("TFLOP/s of a device", "300", "operations that the model needs") in summarise([record])
+    slow = record | {"train/tflops_per_device": 0.00606}
+    assert Tile("GFLOP/s of a device", "6.06", "operations that the model needs") in summarise([slow])
 
 
 @pytest.mark.parametrize(
