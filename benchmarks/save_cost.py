@@ -110,7 +110,7 @@ def measure(folder: Path, repetitions: int, num_steps: int, num_tokens: int) -> 
         engine=engine,
         tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))),
         identity=RunIdentity("0a1b2c", 1, "model_id: random\n", "data/0", 1),
-        metrics_file=metrics_file,
+        record_files=[metrics_file],
         num_to_keep=1,
         supervision=Watch(),
         on_commit=lambda _: arrivals.append(time.perf_counter()),

@@ -35,8 +35,8 @@ import openai
 import psutil
 import torch
 
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.generate import Generator, open_generator
-from llmforge.inference.sampling import Sampling
 from tests.export.trained_runs import OPENINGS, full_run
 
 Kind = Literal["whole", "left", "malformed"]

@@ -65,3 +65,7 @@ class StorageError(LlmforgeError):
 
 class ClusterError(LlmforgeError):
     """The Ray cluster lacks what the job asks for, or failed."""
+
+
+class LoggerError(LlmforgeError):
+    """A service that metrics go to cannot be used: no package, no key, no answer."""

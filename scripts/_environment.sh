@@ -84,7 +84,7 @@ make_environment() {
 
 # llmforge with all that training, tests and checks need, in .venv, whose programs come first from here on.
 use_llmforge() {
-    make_environment .venv "pyproject.toml constraints.txt" -c constraints.txt -e ".[train,quantization,serve,dev]"
+    make_environment .venv "pyproject.toml constraints.txt" -c constraints.txt -e ".[train,quantization,serve,serve-ray,dev]"
     PATH="$repository/.venv/bin:$PATH"
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-pytest_plugins = ["tests.s3_fixtures", "tests.ray_fixtures"]
+pytest_plugins = ["tests.s3_fixtures", "tests.ray_fixtures", "tests.readme_fixtures"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MATERIAL = Path(os.environ.get("LLMFORGE_MATERIAL") or REPOSITORY.parent / "shared" / "material")

@@ -18,6 +18,8 @@ from llmforge.train.cluster import start_ray
 from tests.s3_server import ACCESS_KEY, REGION, SECRET_KEY, S3Server
 
 NUM_CPUS = 2
+NODE_API_KEY = "kn0wn-t0-the-n0des"
+"""What servers on the nodes ask for, set where Ray is started and nowhere else."""
 PROMPT_FORMAT = {
     "bos": "<s>",
     "system": "{instruction}\n",
@@ -25,10 +27,13 @@ PROMPT_FORMAT = {
     "assistant": "Answer: {instruction}</s>",
     "trailing_assistant": "Answer:",
 }
-# Ray Data sets settings of its own that it calls deprecated.
-THIRD_PARTY_WARNINGS = tuple(
-    f"ignore:`{name}` is deprecated:DeprecationWarning:ray.data.context"
-    for name in ("use_push_based_shuffle", "use_polars", "use_arrow_tensor_v2")
+THIRD_PARTY_WARNINGS = (
+    # Ray Data sets settings of its own that it calls deprecated; Ray Serve describes fields in an old way.
+    *(
+        f"ignore:`{name}` is deprecated:DeprecationWarning:ray.data.context"
+        for name in ("use_push_based_shuffle", "use_polars", "use_arrow_tensor_v2")
+    ),
+    "ignore:Using extra keyword arguments on `Field` is deprecated:DeprecationWarning",
 )
 
 MakeJob = Callable[..., JobConfig]
@@ -57,6 +62,7 @@ def shared_ray(repository: Path, node_aws_config: Path) -> Iterator[None]:
         environment.setenv("PYTHONPATH", str(repository))
         environment.setenv("AWS_CONFIG_FILE", str(node_aws_config))
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment.setenv("LLMFORGE_API_KEY", NODE_API_KEY)
         start_ray(verbose=False)
         environment.undo()
         yield

@@ -21,15 +21,22 @@ LAYERS = {
     "dataset": 3,
     "models": 3,
     "checkpoint": 3,
-    "train": 4,
-    "inference": 4,
-    "jobs": 4,
-    "export": 5,
-    "cli": 6,
+    "doctor": 3,
+    "answers": 4,
+    "train": 5,
+    "inference": 5,
+    "jobs": 5,
+    "export": 6,
+    "cli": 7,
 }
-LIGHT = ("errors", "config", "storage", "checkpoint", "cli")
+LIGHT = ("errors", "config", "storage", "checkpoint", "jobs", "cli")
 """What a laptop needs to check, submit and watch a job; prompts are rendered without more, too."""
-LIGHT_MODULES_ELSEWHERE = ("llmforge.prompt.messages", "llmforge.prompt.render")
+LIGHT_MODULES_ELSEWHERE = (
+    "llmforge.answers.evaluation_prompts",
+    "llmforge.doctor.diagnosis",
+    "llmforge.prompt.messages",
+    "llmforge.prompt.render",
+)
 MODEL_COMMANDS = (
     "chat",
     "check_data",
@@ -167,6 +174,8 @@ def test_a_module_imports_only_its_own_package_and_lower_layers(name: str, path:
     [
         ("llmforge.train.loop", "from llmforge.dataset.packing import pack", True),
         ("llmforge.train.loop", "import llmforge.train.state", True),
+        ("llmforge.train.samples", "from llmforge.answers.batch import Prompt", True),
+        ("llmforge.train.samples", "from llmforge.inference.load import load_trained_model", False),
         ("llmforge.cli.main", "from llmforge import __version__", True),
         ("llmforge.config.job", "import llmforge.prompt.render", False),
         ("llmforge.prompt.render", "from llmforge import storage", False),

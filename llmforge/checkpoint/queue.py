@@ -18,7 +18,8 @@ _Written = TypeVar("_Written")
 CAPACITY = 2
 """Saves that are not done yet: one on its way, one that waits."""
 _NICENESS = 10
-"""A tenth of the processor time of others, where there is not enough for all."""
+"""Above that of the training: a tenth of its processor time, where there is not enough for all."""
+_MOST_NICENESS = 19
 
 
 class SaveQueue:
@@ -77,4 +78,7 @@ class SaveQueue:
 
 def _yield_to_others() -> None:
     """Lower the priority of this thread, and of those that it starts; Linux knows them one by one."""
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+    thread = threading.get_native_id()
+    # From where it is: only root may raise a priority, and Ray has lowered that of its workers.
+    niceness = os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS
+    os.setpriority(os.PRIO_PROCESS, thread, min(niceness, _MOST_NICENESS))

@@ -41,6 +41,12 @@ class CheckpointInfo:
         return float(loss) if isinstance(loss, int | float) else None
 
     @property
+    def rank(self) -> tuple[bool, float]:
+        """Lower is better: by the `eval_score` in the metadata, where higher is better, or by the validation loss."""
+        score = self.metadata.get("eval_score")
+        return self.eval_loss is None, -float(score) if isinstance(score, int | float) else self.eval_loss or 0.0
+
+    @property
     def age_key(self) -> tuple[int, datetime]:
         """Sorts checkpoints, the newest last."""
         return self.step, self.committed_at
@@ -135,6 +141,6 @@ def manifest_of(info: CheckpointInfo) -> Manifest:
 
 
 def ranked(checkpoints: Collection[CheckpointInfo]) -> list[CheckpointInfo]:
-    """The best first: by validation loss, the newer of equals first; those without a loss after all others, by age."""
+    """The best first: by score or validation loss, the newer of equals first; those without at the end, by age."""
     newest_first = sorted(checkpoints, key=lambda info: info.age_key, reverse=True)
-    return sorted(newest_first, key=lambda info: (info.eval_loss is None, info.eval_loss or 0.0))
+    return sorted(newest_first, key=lambda info: info.rank)

@@ -76,8 +76,9 @@ class CheckpointStore:
         """Upload the files of one rank, then its rank manifest. No two ranks bring a file of the same path.
 
         A rank that was cut short may do so again, in another process too, and goes on where it was. The `metadata` of
-        rank 0 becomes that of the checkpoint: whatever resume and inference need; `eval_loss` in it ranks checkpoints
-        for `retain` and "best". Raises `CheckpointError` when the checkpoint is complete with other files.
+        rank 0 becomes that of the checkpoint: whatever resume and inference need; `eval_loss` or `eval_score` in it
+        ranks checkpoints for `retain` and "best". Raises `CheckpointError` when the checkpoint is complete with other
+        files.
         """
         upload_part(
             self.storage, name, local_folder, RankRecord(rank=rank, world_size=world_size, training=dict(metadata))

@@ -36,8 +36,8 @@ def generate(  # noqa: PLR0913 - the options of a command
     on_invalid: Annotated[Literal["fail", "skip"], typer.Option(help="What rows that are no prompt do.")] = "fail",
 ) -> None:
     """Answer a prompt or a file of prompts with a trained model; only answers go to stdout."""
+    from llmforge.answers.sampling import Sampling
     from llmforge.cli.generate import GenerateOptions, run_generate
-    from llmforge.inference.sampling import Sampling
 
     options = GenerateOptions(source, checkpoint, prompt, messages, output, on_invalid, batch_size, num_workers)
     run_generate(options, Sampling(max_tokens, temperature, top_p, top_k, min_p, seed, tuple(stop or ())))
@@ -55,7 +55,7 @@ def chat(  # noqa: PLR0913 - the options of a command
     seed: Seed = None,
 ) -> None:
     """Talk to a trained model; /help lists what can be said to the program itself."""
+    from llmforge.answers.sampling import Sampling
     from llmforge.cli.chat import run_chat
-    from llmforge.inference.sampling import Sampling
 
     run_chat(source, checkpoint, system, Sampling(max_tokens, temperature, top_p, top_k, min_p, seed))

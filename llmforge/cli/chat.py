@@ -13,8 +13,8 @@ from llmforge.errors import DataError
 from llmforge.metrics.summary import printable_text
 
 if TYPE_CHECKING:
+    from llmforge.answers.sampling import Sampling
     from llmforge.inference.generate import Generator
-    from llmforge.inference.sampling import Sampling
 
 _PASTE_SECONDS = 0.05
 """A terminal hands over the next line of a pasted text sooner, and no person writes one so quickly."""

@@ -77,7 +77,7 @@ def _page(submitted: JobConfig, job_file: Path, done: PreparedJob, assumptions: 
         facts={
             "model": submitted.model_id,
             "prompt format": format_origin(submitted, is_known=True),
-            "method": f"{method}, {job.precision}, {job.num_devices} x {job.accelerator}",
+            "method": f"{method}, {job.precision}, {job.devices_text} x {job.accelerator}",
             "train data": ", ".join(source.path for source in job.train_sources),
             "valid data": validation_origin(job),
             "prepared in": done.uri,
@@ -122,8 +122,8 @@ def _expected(job: JobConfig, model: ModelFacts, stats: DatasetStats, assumption
         f"{speed.tokens_per_second:,.0f} a second, {speed.formula}"
     )
     if price is not None:
-        hours = seconds / 3600 * job.num_devices
-        devices = f"{job.num_devices} device{'s' if job.num_devices > 1 else ''}"
+        hours = seconds / 3600 * job.max_devices
+        devices = f"{job.max_devices} device{'s' if job.max_devices > 1 else ''}"
         expected["cost"] = f"about {hours * price:,.2f}: {hours:,.2f} device hours of {devices} at {price:g} each"
     return expected
 

@@ -7,20 +7,18 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmforge.cli.generate_progress import GenerateProgress
 from llmforge.cli.places import cache_folder
 from llmforge.errors import ConfigError, DataError
-from llmforge.storage.uri import is_s3, local_path
 
 if TYPE_CHECKING:
+    from llmforge.answers.prompt_rows import CheckedRows, PromptRow
+    from llmforge.answers.sampling import Sampling
     from llmforge.inference.answer_output import AnswerOutput, AnswerRecord
     from llmforge.inference.answer_rows import AnsweredWindow, Window
     from llmforge.inference.load import TrainedSource
-    from llmforge.inference.prompt_rows import CheckedRows, PromptRow
-    from llmforge.inference.sampling import Sampling
 
 OnInvalid = Literal["fail", "skip"]
 _MOST_SKIPPED_SHOWN = 20
@@ -76,9 +74,10 @@ class _FileRun:
 
     def run(self) -> None:
         """Check, find what is done already, and answer the rest."""
-        from llmforge.inference.prompt_rows import read_prompt_rows
+        from llmforge.answers.prompt_file import read_prompt_file
+        from llmforge.answers.prompt_rows import read_prompt_rows
 
-        data = _read(self._messages)
+        data = read_prompt_file(self._messages, cache_folder())
         rows = self._passed(read_prompt_rows(data, self._messages))
         from llmforge.inference.load import find_trained_model, quiet_transformers
 
@@ -127,8 +126,8 @@ class _FileRun:
     def _answer_here(
         self, source: TrainedSource, windows: Iterable[Window], progress: GenerateProgress
     ) -> Iterator[AnsweredWindow]:
+        from llmforge.answers.batch import BatchLimits
         from llmforge.inference.answer_rows import WindowAnswerer
-        from llmforge.inference.batch import BatchLimits
         from llmforge.inference.generate import Generator
         from llmforge.inference.load import load_source
 
@@ -142,8 +141,8 @@ class _FileRun:
     def _answer_on_ray(
         self, source: TrainedSource, rows: Sequence[PromptRow], num_done: int, progress: GenerateProgress
     ) -> Iterator[AnsweredWindow]:
+        from llmforge.answers.batch import BatchLimits
         from llmforge.inference.answer_on_ray import WorkerPlan, answer_on_ray
-        from llmforge.inference.batch import BatchLimits
         from llmforge.train.cluster import start_ray
 
         num_workers = self._options.num_workers or 1
@@ -157,27 +156,9 @@ class _FileRun:
             yield answered
 
 
-def _read(messages: str) -> bytes:
-    missing = f"{messages}: no such file; --messages names a JSONL file with `messages` on every line"
-    path = _fetch(messages, missing) if is_s3(messages) else local_path(messages)
-    if not path.is_file():
-        raise DataError(missing)
-    return path.read_bytes()
-
-
-def _fetch(messages: str, missing: str) -> Path:
-    from llmforge.storage.cache import fetch_to_cache
-    from llmforge.storage.types import NotFoundError
-
-    try:
-        return fetch_to_cache(messages, cache_folder() / "prompts")
-    except NotFoundError as error:
-        raise DataError(missing) from error
-
-
 def _check_prompts(rows: Sequence[PromptRow], messages: str, source: TrainedSource, sampling: Sampling) -> CheckedRows:
+    from llmforge.answers.prompt_rows import check_prompt_rows
     from llmforge.inference.load import read_prompt_maker
-    from llmforge.inference.prompt_rows import check_prompt_rows
 
     maker = read_prompt_maker(source)
     return check_prompt_rows(

@@ -13,7 +13,10 @@ import typer
 
 from llmforge import __version__
 from llmforge.cli.answer_commands import chat, generate
+from llmforge.cli.configs import configs, cp
+from llmforge.cli.doctor import doctor
 from llmforge.cli.export_commands import export, verify
+from llmforge.cli.job_commands import COMMANDS as JOB_COMMANDS
 from llmforge.cli.serve import serve
 from llmforge.errors import ConfigError, LlmforgeError
 
@@ -39,11 +42,12 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint of the run.")] = False,
     verbose: Verbose = False,
+    submitted_by: Annotated[Optional[str], typer.Option("--submitted-by", metavar="VERSION", hidden=True)] = None,  # noqa: UP045
 ) -> None:
     """Prepare the data, train, evaluate and save: the whole job."""
     from llmforge.cli.train import run_train
 
-    run_train(job_file, overrides or [], resume=resume, verbose=verbose)
+    run_train(job_file, overrides or [], resume=resume, verbose=verbose, submitted_by=submitted_by)
 
 
 @app.command()
@@ -119,6 +123,11 @@ app.command()(chat)
 app.command()(serve)
 app.command()(export)
 app.command()(verify)
+app.command()(configs)
+app.command()(cp)
+app.command()(doctor)
+for job_command in JOB_COMMANDS:
+    app.command()(job_command)
 
 
 @app.command()

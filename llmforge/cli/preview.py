@@ -8,8 +8,9 @@ else on stdout:
     {"row": n, "error": "file:line: reason"}
 
 `row` is counted from 1 over all files; a label is -100 where no loss is taken; `prompt` is what inference would be
-given before the last answer. The second form is a row that is refused. Rows are encoded by the code of the data stage,
-without Ray; of the model only the tokenizer and `config.json` are needed.
+given before the last answer. The second form is a row that is refused. With `task: preference_tuning` the first form is
+the conversation with the chosen answer, and has `"rejected": {"text", "input_ids", "labels"}` as well. Rows are encoded
+by the code of the data stage, without Ray; of the model only the tokenizer and `config.json` are needed.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def run_preview(
             "trained": _what_is_trained(local.job),
         },
         warnings=warnings,
-        rows=[_page_row(row, local) for row in shown],
+        rows=[page_row for row in shown for page_row in _page_rows(row, local)],
     )
     if html_file is None:
         PreviewPrinter(Console(highlight=False)).page(page)
@@ -111,28 +112,38 @@ def _json_object(row: PreviewRow) -> dict[str, object]:
     encoded = row.encoded
     return {
         "row": row.number,
-        "text": encoded.text,
-        "input_ids": encoded.example.input_ids.tolist(),
-        "labels": encoded.example.labels.tolist(),
+        **_json_text(encoded),
         "prompt": {"text": encoded.prompt.text, "input_ids": encoded.prompt.input_ids},
+        **({} if row.rejected is None else {"rejected": _json_text(row.rejected)}),
     }
+
+
+def _json_text(encoded: EncodedRow) -> dict[str, object]:
+    example = encoded.example
+    return {"text": encoded.text, "input_ids": example.input_ids.tolist(), "labels": example.labels.tolist()}
 
 
 def _what_is_trained(job: JobConfig) -> str:
     if job.task == "causal_lm":
         return "every token behind BOS (task: causal_lm)"
+    if job.is_paired:
+        return f"the two answers of a pair are compared, each with its terminator (task: {job.task})"
     if job.dataset.train_on == "last_turn":
         return f"the last answer of a row, with its terminator (task: {job.task}, dataset.train_on: last_turn)"
     return f"every answer, with its terminator (task: {job.task})"
 
 
-def _page_row(row: PreviewRow, local: LocalJob) -> PageRow | RefusedRow:
+def _page_rows(row: PreviewRow, local: LocalJob) -> Iterator[PageRow | RefusedRow]:
     if row.encoded is None:
-        return RefusedRow(row.number, row.place, str(row.problem))
-    encoded = row.encoded
+        yield RefusedRow(row.number, row.place, str(row.problem))
+    for place, encoded in row.conversations:
+        yield _page_row(row.number, place, encoded, local)
+
+
+def _page_row(number: int, place: str, encoded: EncodedRow, local: LocalJob) -> PageRow:
     return PageRow(
-        number=row.number,
-        place=row.place,
+        number=number,
+        place=place,
         segments=[ExampleSegment(piece.text, piece.trained, piece.is_control) for piece in encoded.pieces],
         turns=_turns(encoded),
         learnt=encoded.learnt,

@@ -1,4 +1,4 @@
-"""Chooses the sequences of a micro-batch where the job leaves it open: arithmetic on measured sizes.
+"""The sequences of a micro-batch, chosen where the job leaves them open, and how many a step takes: arithmetic.
 
 Larger batches keep a device busy; three things speak against them: tokens beyond which nothing is gained, an epoch of
 few steps, and memory.
@@ -13,6 +13,11 @@ MAX_TOKENS = 16_384
 """Of one micro-batch on one device."""
 MIN_STEPS_PER_EPOCH = 25
 """Fewer, and the default of `min_update_steps` would repeat the data more than four times."""
+
+
+def micro_batches_per_worker(sequences_per_step: int, micro_batch_size: int, num_workers: int) -> int:
+    """How many micro-batches each worker takes in a step, so that all together have room for its sequences."""
+    return -(-sequences_per_step // (micro_batch_size * num_workers))
 
 
 def choose_batch_size(

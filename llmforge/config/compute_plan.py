@@ -43,8 +43,8 @@ def estimate_speed(
     formula = _formula(operations, mean_token, num_forward_passes)
     peak = accelerator.peak_tflops
     return Speed(
-        SHARE_OF_PEAK * peak * 1e12 * job.num_devices / per_token,
-        f"{job.num_devices} x {SHARE_OF_PEAK:.0%} of the {peak:g} TFLOP/s of {accelerator.name} / ({formula})",
+        SHARE_OF_PEAK * peak * 1e12 * job.max_devices / per_token,
+        f"{job.max_devices} x {SHARE_OF_PEAK:.0%} of the {peak:g} TFLOP/s of {accelerator.name} / ({formula})",
     )
 
 

@@ -156,8 +156,8 @@ class DataKeys(StrictModel):
     dataset: DatasetConfig = DatasetConfig()
     """Format of the rows, and what happens to them on the way."""
     context_length: Annotated[int, Field(ge=8)] | None = None
-    """Longest sequence, in tokens. Default: the 95th percentile of the training rows rounded up to a power of two, at
-    most the model's own."""
+    """Longest sequence, in tokens; with `preference_tuning_config` the longest conversation, of which a pair has two.
+    Default: the 95th percentile of the training rows rounded up to a power of two, at most the model's own."""
     packing: bool | None = None
     """Put several examples into one sequence, none seeing another. Default: true, false where `padding` is given."""
     padding: Literal["longest", "max_length"] | None = None

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from llmforge.config.batch_size import micro_batches_per_worker
 from llmforge.config.finding import Finding, descend, path_text
 from llmforge.config.finding import Path as KeyPath
 from llmforge.config.job import JobConfig
@@ -38,19 +39,30 @@ _BUCKETS: tuple[KeyPath, ...] = (
 )
 
 
-def deepspeed_config_of(job: JobConfig, hidden_size: int) -> dict[str, Any]:
-    """`build_deepspeed_config` with the numbers of a resolved job; `hidden_size` is that of its model."""
+def deepspeed_config_of(job: JobConfig, hidden_size: int, num_workers: int | None = None) -> dict[str, Any]:
+    """`build_deepspeed_config` with the numbers of a resolved job; `hidden_size` is that of its model.
+
+    With fewer workers than the job's most, each takes more micro-batches. The numbers of the user's configuration are
+    those of a job with all of its devices.
+    """
     assert not isinstance(job.deepspeed, DeepSpeedFile)
-    return build_deepspeed_config(
+    config = build_deepspeed_config(
         job.deepspeed,
         zero_stage=zero_stage_of(job.deepspeed or {}),
         micro_batch_size=job.train_batch_size_per_device,
         gradient_accumulation_steps=job.gradient_accumulation_steps,
-        num_workers=job.num_devices,
+        num_workers=job.max_devices,
         precision=job.precision,
         max_grad_norm=job.max_grad_norm,
         hidden_size=hidden_size,
     )
+    micro_batch_size = job.train_batch_size_per_device
+    if num_workers in (None, job.max_devices) or micro_batch_size is None:
+        return config
+    num_micro_batches = micro_batches_per_worker(config["train_batch_size"], micro_batch_size, num_workers)
+    config["gradient_accumulation_steps"] = num_micro_batches
+    config["train_batch_size"] = micro_batch_size * num_micro_batches * num_workers
+    return config
 
 
 def build_deepspeed_config(

@@ -71,7 +71,7 @@ def _checkpointing(job: JobConfig) -> Iterator[_Change]:
 
 
 def _higher_stages(job: JobConfig) -> Iterator[_Change]:
-    if job.num_devices > 1:
+    if job.min_devices > 1:
         for stage in range(zero_stage_of(_deepspeed(job)) + 1, highest_zero_stage(job) + 1):
             yield f"deepspeed.zero_optimization.stage: {stage}", _with_zero(job, {"stage": stage})
 

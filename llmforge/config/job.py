@@ -44,6 +44,11 @@ class JobConfig(JobKeys):
         return "full" if self.lora_config is None else "lora"
 
     @property
+    def is_paired(self) -> bool:
+        """Whether the rows of a resolved job are pairs of a chosen and a rejected answer."""
+        return self.task == "preference_tuning"
+
+    @property
     def prompt_format(self) -> PromptFormat:
         """The prompt format of a resolved job, which always has one."""
         assert self.generation_config is not None and self.generation_config.prompt_format is not None

@@ -112,7 +112,8 @@ def quantized_weights(shape: ModelShape | None, quantization: QuantizationConfig
 def largest_batch(job: JobConfig, sequences: SequenceSizes, num_sequences: int) -> LargestBatch:
     """A micro-batch of the longest sequences."""
     assert job.context_length is not None
-    num_tokens = job.context_length if job.padding == "max_length" else sequences.longest_tokens
+    padded_tokens = 2 * job.context_length if job.is_paired else job.context_length  # both conversations of a pair
+    num_tokens = padded_tokens if job.padding == "max_length" else sequences.longest_tokens
     return LargestBatch(
         num_sequences=num_sequences,
         num_tokens=num_tokens,
@@ -126,11 +127,14 @@ def largest_batch(job: JobConfig, sequences: SequenceSizes, num_sequences: int) 
 
 
 def plan_job(job: JobConfig, model: ModelSizes, batch: LargestBatch) -> MemoryPlan | None:
-    """What one device must hold; without activations where the model's layers are not known."""
+    """What one device must hold where the job has its fewest devices.
+
+    Without activations where the model's layers are not known.
+    """
     trained = trained_model(job, model)
     if trained is None:
         return None
-    parts = plan_state(trained, read_sharding(deepspeed_config_of(job, model.hidden_size or 0), job.num_devices))
+    parts = plan_state(trained, read_sharding(deepspeed_config_of(job, model.hidden_size or 0), job.min_devices))
     if model.shape is not None:
         parts += plan_activations(model.shape, trained, batch)
     return MemoryPlan(parts)

@@ -139,7 +139,7 @@ class ModelKeys(StrictModel):
     """Weights to start from instead (local folder, `s3://` uri or `{repo_id}`); `model_id` still gives architecture and
     prompt format."""
     initial_adapter_model_ckpt_path: Weights | None = None
-    """LoRA adapter to continue from."""
+    """LoRA adapter to continue from: local folder, `s3://` uri or `{repo_id}`."""
     lora_config: LoraConfig | None = None
     """Train a LoRA adapter. Default: train all weights."""
     quantization: QuantizationConfig | None = None

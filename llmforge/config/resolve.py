@@ -22,8 +22,9 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import UNKNOWN_MODEL, ModelSizes, trained_model
 from llmforge.config.memory_plan import GIB
 from llmforge.config.prompt_format import GenerationConfig
+from llmforge.config.rules import without_reference_adapter
 from llmforge.config.serving import serving_warnings
-from llmforge.config.training import Adafactor, DeepSpeedFile
+from llmforge.config.training import Adafactor, DeepSpeedFile, PreferenceTuningConfig
 from llmforge.config.zero import choose_zero_stage
 from llmforge.errors import ConfigError, Problem
 
@@ -50,7 +51,7 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
     precision = _precision(job, gpu)
     _check_facts(job, facts, precision)
     _check_family(job)
-    digest = job_digest(job)
+    run_name = job.run_name or default_run_name(job, facts.started_at)
     job = job.model_copy(
         update={
             "task": _task(job),
@@ -62,12 +63,14 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
             "train_batch_size_per_device": job.train_batch_size_per_device or _batch_size_of_deepspeed(job),
             "lora_config": _lora_config(job),
             "generation_config": _generation_config(job),
+            "preference_tuning_config": _preference_tuning_config(job),
         }
     )
     for warning in () if job.lora_config is None else serving_warnings(job.lora_config):
         _LOG.warning(warning)
+    _tell_trainer_resources(job)
     job = job.model_copy(update={"deepspeed": _deepspeed(job, facts)})
-    return job.model_copy(update={"run_name": job.run_name or _default_run_name(job, facts.started_at, digest)})
+    return job.model_copy(update={"run_name": run_name})
 
 
 def find_refusal(job: JobConfig) -> Finding | None:
@@ -83,7 +86,15 @@ def find_refusal(job: JobConfig) -> Finding | None:
     )
 
 
-_NOT_IN_DIGEST = {"run_name", "deepspeed", "max_failures", "stall_timeout_seconds", "storage_timeout_seconds"}
+_NOT_IN_DIGEST = {
+    "run_name",
+    "deepspeed",
+    "max_failures",
+    "stall_timeout_seconds",
+    "storage_timeout_seconds",
+    "resource_timeout_seconds",
+    "evaluation",
+}
 
 
 def job_digest(job: JobConfig) -> str:
@@ -96,10 +107,10 @@ def job_digest(job: JobConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _default_run_name(job: JobConfig, started_at: datetime, digest: str) -> str:
-    """Made of characters that every file system and object store takes."""
+def default_run_name(job: JobConfig, started_at: datetime) -> str:
+    """The name of a run of a submitted job without one: made of what every file system and object store takes."""
     model = job.custom_model_tag or job.model_id.rstrip("/").split("/")[-1]
-    name = f"{model[:64]}-{job.task}-{started_at:%Y%m%d-%H%M%S}-{digest}"
+    name = f"{model[:64]}-{_task_of(job)}-{started_at:%Y%m%d-%H%M%S}-{job_digest(job)}"
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-")
 
 
@@ -107,6 +118,15 @@ def _uses_gpu(job: JobConfig, facts: JobFacts) -> bool:
     if job.accelerator == "auto" and not facts.has_gpu:
         _LOG.info("accelerator: cpu, since the cluster has no GPU")
     return facts.has_gpu if job.accelerator == "auto" else job.accelerator == "gpu"
+
+
+def _tell_trainer_resources(job: JobConfig) -> None:
+    given = job.worker_resources or {}
+    extra = {name: amount for name, amount in (job.trainer_resources or {}).items() if amount > given.get(name, 0.0)}
+    if extra and job.max_devices > 1:
+        listed = ", ".join(f"{name} {amount:g}" for name, amount in extra.items())
+        why = "Ray Train gives all workers the same, and says only later which of them is the first"
+        _LOG.info("trainer_resources: each of the %s workers asks for %s; %s", job.devices_text, listed, why)
 
 
 def _precision(job: JobConfig, gpu: bool) -> str:
@@ -163,14 +183,37 @@ def _check_family(job: JobConfig) -> None:
 
 
 def _task(job: JobConfig) -> str:
+    task = _task_of(job)
+    if job.task is None and task == "instruction_tuning":
+        _LOG.info("task: %s, only assistant turns carry loss (the closed original's default was causal_lm)", task)
+    return task
+
+
+def _task_of(job: JobConfig) -> str:
     if job.task is not None:
         return job.task
     if job.classifier_config is not None:
         return "classification"
-    if job.preference_tuning_config is not None:
-        return "preference_tuning"
-    _LOG.info("task: instruction_tuning, only assistant turns carry loss (the closed original's default was causal_lm)")
-    return "instruction_tuning"
+    return "instruction_tuning" if job.preference_tuning_config is None else "preference_tuning"
+
+
+def _preference_tuning_config(job: JobConfig) -> PreferenceTuningConfig | None:
+    config = job.preference_tuning_config
+    if config is None:
+        return None
+    simpo = config.loss == "simpo"
+    update: dict[str, object] = {
+        "beta": config.beta or (2.0 if simpo else 0.1),
+        "gamma": 1.0 if simpo and config.gamma is None else config.gamma,
+    }
+    if config.needs_reference and config.reference == "auto":
+        why = without_reference_adapter(job)
+        if why is None and config.logprob_processor_scaling_config is not None:
+            why = "logprob_processor_scaling_config gives it workers"
+        update["reference"] = "adapter_off" if why is None else "precomputed"
+        how = "the base model, with the adapter switched off" if why is None else f"computed beforehand, since {why}"
+        _LOG.info("reference model: %s", how)
+    return config.model_copy(update=update)
 
 
 def _learning_rate(job: JobConfig) -> float:
@@ -210,7 +253,7 @@ def _deepspeed(job: JobConfig, facts: JobFacts) -> Any:
     accelerator = find_accelerator(job.worker_resources, job.trainer_resources)
     memory_bytes = None if accelerator is None else accelerator.memory_gib * GIB
     stage, reason = choose_zero_stage(
-        trained_model(job, facts.model), job.num_devices, memory_bytes, lowest=lowest, highest=highest_zero_stage(job)
+        trained_model(job, facts.model), job.min_devices, memory_bytes, lowest=lowest, highest=highest_zero_stage(job)
     )
     _LOG.info("ZeRO stage %d: %s", stage, reason)
     given: Any = job.deepspeed or {}
@@ -226,7 +269,7 @@ def _batch_size_of_deepspeed(job: JobConfig) -> int | None:
     if isinstance(micro_batch, int):
         chosen = micro_batch
     elif isinstance(batch, int):
-        chosen = batch // (job.gradient_accumulation_steps * job.num_devices)
+        chosen = batch // (job.gradient_accumulation_steps * job.max_devices)
     else:
         return None
     chosen = max(1, chosen)

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 from llmforge.config.finding import Finding
 from llmforge.config.keys import JobKeys
 
+_KEYS_OF_LOSSES = {
+    "label_smoothing": ("dpo",),
+    "gamma": ("simpo",),
+    "reference": ("dpo", "ipo"),
+    "logprob_processor_scaling_config": ("dpo", "ipo"),
+}
 _IMPLIED_TASK = {"classifier_config": "classification", "preference_tuning_config": "preference_tuning"}
 
 
@@ -139,6 +145,16 @@ def _liger_losses(job: JobKeys) -> Iterator[Finding]:
             "found true, allowed is false: it wants the full matrix of logits, which llmforge never makes; remove the "
             "key, or set fused_linear_cross_entropy",
         )
+    if _fused_linear_cross_entropy(job) and job.preference_tuning_config is not None:
+        yield Finding(
+            ("liger_kernel", "kwargs", "fused_linear_cross_entropy"),
+            "found true, allowed with preference_tuning_config is false: pairs are compared by llmforge's own loss, "
+            "which makes no full matrix of logits either; remove the key",
+        )
+
+
+def _fused_linear_cross_entropy(job: JobKeys) -> bool:
+    return job.liger_kernel is not None and bool(job.liger_kernel.kwargs.get("fused_linear_cross_entropy"))
 
 
 def _task(job: JobKeys) -> Iterator[Finding]:
@@ -151,6 +167,48 @@ def _task(job: JobKeys) -> Iterator[Finding]:
             yield Finding((key,), f"implies task {task}, but task is {job.task}; remove one of them")
         if job.task == task and not given[key]:
             yield Finding(("task",), f"found {task}, which needs {key}; add it")
+
+
+def _preference(job: JobKeys) -> Iterator[Finding]:
+    """Keys of other losses, and references that cannot be had."""
+    config = job.preference_tuning_config
+    if config is None:
+        return
+    key = "preference_tuning_config"
+    for name, losses in _KEYS_OF_LOSSES.items():
+        if getattr(config, name) != type(config).model_fields[name].default and config.loss not in losses:
+            found = f"means nothing with loss {config.loss}, only with {', '.join(losses)}; remove it"
+            yield Finding((key, name), found)
+    if config.reference == "adapter_off":
+        if config.logprob_processor_scaling_config is not None:
+            found = "gives workers to a reference model, but reference is adapter_off; remove one of them"
+            yield Finding((key, "logprob_processor_scaling_config"), found)
+        why = without_reference_adapter(job)
+        if why is not None:
+            yield Finding((key, "reference"), f"found adapter_off, but {why}; set precomputed, or remove the key")
+
+
+def without_reference_adapter(job: JobKeys) -> str | None:
+    """Why the model without its adapter is not the one that the training starts from; None where it is."""
+    lora = job.lora_config
+    if lora is None:
+        return "without lora_config there is no adapter"
+    if job.initial_adapter_model_ckpt_path is not None:
+        return "the training starts from an adapter (initial_adapter_model_ckpt_path), which belongs to the reference"
+    if lora.changes_base:
+        return f"init_lora_weights {lora.init_lora_weights} takes a part out of the base weights"
+    if lora.bias != "none":
+        return f"bias {lora.bias} trains biases of the base model, which cannot be switched off"
+    return None
+
+
+def _preference_rows(job: JobKeys) -> Iterator[Finding]:
+    if job.preference_tuning_config is not None and job.dataset.over_length == "truncate":
+        yield Finding(
+            ("dataset", "over_length"),
+            "found truncate, allowed with preference_tuning_config: drop, error (an answer that is cut is not the one "
+            "that somebody has preferred)",
+        )
 
 
 def _trained_turns(job: JobKeys) -> Iterator[Finding]:
@@ -169,6 +227,13 @@ def _validation_data(job: JobKeys) -> Iterator[Finding]:
         yield Finding(("early_stopping",), remedy)
     if job.eval_first and not _has_validation_data(job):
         yield Finding(("eval_first",), remedy)
+    if job.evaluation is not None and not _has_validation_data(job):
+        yield Finding(("evaluation",), remedy)
+
+
+def _devices(job: JobKeys) -> Iterator[Finding]:
+    if job.min_devices > job.max_devices:
+        yield Finding(("num_devices", "min"), f"found {job.min_devices}, allowed is at most max: {job.max_devices}")
 
 
 def _mixture(job: JobKeys) -> Iterator[Finding]:
@@ -200,11 +265,14 @@ RULES: tuple[Rule, ...] = (
     Rule(("lora_config",), _lora_layers),
     Rule(("lora_config", "initial_adapter_model_ckpt_path"), _lora_start),
     Rule(("lora_config",), _lora_kinds),
-    Rule(("liger_kernel",), _liger_losses),
+    Rule(("liger_kernel", "preference_tuning_config"), _liger_losses),
     Rule(("task", "classifier_config", "preference_tuning_config"), _task),
+    Rule(("preference_tuning_config", "lora_config", "initial_adapter_model_ckpt_path"), _preference),
+    Rule(("preference_tuning_config", "dataset"), _preference_rows),
     Rule(("task", "dataset"), _trained_turns),
-    Rule(("valid_path", "dataset", "early_stopping", "eval_first"), _validation_data),
+    Rule(("valid_path", "dataset", "early_stopping", "eval_first", "evaluation"), _validation_data),
     Rule(("valid_path",), _mixture),
+    Rule(("num_devices",), _devices),
     Rule(("precision", "accelerator"), _precision),
     Rule(("optimizer",), _nesterov),
     Rule(("attention", "flash_attention_2"), _flash_attention),

@@ -1,4 +1,4 @@
-"""What a choice of LoRA costs later: which adapters vLLM and its kind cannot serve beside a base model.
+"""What vLLM takes, and what a choice of LoRA costs later: which adapters it and its kind cannot serve beside a base.
 
 In: the LoRA section of a resolved job. Out: sentences for the person who starts the run. Every such adapter can still
 be merged into the base weights and served as a whole model.
@@ -10,7 +10,16 @@ import re
 
 from llmforge.config.model import LoraConfig
 
+VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Its names of what a job calls precision."""
+VLLM_MAX_RANK = 512
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, VLLM_MAX_RANK)
 _EMBEDDINGS = ("embed_tokens", "lm_head")
+
+
+def vllm_rank(rank: int) -> int | None:
+    """The smallest `max_lora_rank` of vLLM that holds an adapter; None where there is none."""
+    return next((allowed for allowed in _VLLM_RANKS if allowed >= rank), None)
 
 
 def unservable_choices(lora: LoraConfig) -> list[str]:

@@ -62,7 +62,7 @@ def size_job(job: JobConfig, sizes: DataSizes, model: ModelSizes = UNKNOWN_MODEL
 def global_batch_size(job: JobConfig) -> int:
     """Sequences per optimizer step over all devices, of a job with its batch size."""
     assert job.train_batch_size_per_device is not None
-    return job.train_batch_size_per_device * job.gradient_accumulation_steps * job.num_devices
+    return job.train_batch_size_per_device * job.gradient_accumulation_steps * job.max_devices
 
 
 def steps_per_epoch(job: JobConfig, num_train_samples: int) -> int:

@@ -128,29 +128,46 @@ class EarlyStopping(StrictModel):
     patience: AtLeastOne = 3
     """Evaluations without improvement that end the run."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """A loss must fall by more than this to count as better."""
+    """A loss must fall, or an accuracy rise, by more than this to count as better."""
 
 
 class LogprobScaling(StrictModel):
     """Workers that compute the reference model's log-probabilities."""
 
     custom_resources: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """Ray resources of each worker."""
+    """Ray resources of each worker, beside a GPU, or a CPU where training uses no GPUs."""
     concurrency: AtLeastOne = 1
     """Number of workers."""
     batch_size: AtLeastOne = 1
-    """Rows per batch."""
+    """Sequences per batch."""
 
 
 class PreferenceTuningConfig(StrictModel):
     """Learning from pairs of a chosen and a rejected answer."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
-    """Strength of the pull towards the reference model."""
     loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = "dpo"
-    """Loss function."""
+    """Loss function; simpo and orpo need no reference model."""
+    beta: Annotated[float, Field(gt=0)] | None = None
+    """How much the loss makes of a difference: with dpo and ipo the strength of the pull towards the reference model,
+    with orpo the weight of the odds ratio. Default: 0.1; 2 with simpo."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """With dpo: the share of the pairs that is taken to be labelled the wrong way round."""
+    gamma: Annotated[float, Field(ge=0)] | None = None
+    """With simpo: by how much the reward of the chosen answer is to be higher. Default: 1."""
+    reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
+    """Where the reference model's log-probabilities come from: from the base model in every step, by switching the
+    adapter off, or from a frozen model, once, before the training. Default: `adapter_off` for a fresh adapter, unless
+    `logprob_processor_scaling_config` is given; else `precomputed`."""
+    best_by: Literal["loss", "accuracy"] = "loss"
+    """Which evaluation is the best: the one with the lowest loss, or with the largest share of pairs whose chosen
+    answer has the higher reward. Decides which checkpoints are kept, and when `early_stopping` ends the run."""
     logprob_processor_scaling_config: LogprobScaling | None = None
-    """Workers of their own for the reference model."""
+    """Workers of their own for the reference model, which compute its log-probabilities before the training."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with a reference model."""
+        return self.loss in ("dpo", "ipo", "kto")
 
 
 class ClassifierConfig(StrictModel):
@@ -202,7 +219,8 @@ class TrainingKeys(StrictModel):
     checkpoint_and_evaluation_frequency: CheckpointFrequency = CheckpointFrequency()
     """How often the model is evaluated and saved."""
     num_checkpoints_to_keep: AtLeastOne = 1
-    """Keep this many checkpoints, the best by validation loss; the latest is never deleted."""
+    """Keep this many checkpoints, the best by validation loss (or `preference_tuning_config.best_by`); the latest is
+    never deleted."""
     eval_first: bool = False
     """Evaluate before the first step."""
     early_stopping: EarlyStopping | None = None

@@ -31,10 +31,6 @@ def _other_than(*supported: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value not in supported
 
 
-def _has_scheme(*schemes: str) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, str) and value.split("://")[0] in schemes and "://" in value
-
-
 def _is_other_source(value: Any) -> bool:
     """Plain text files, and addresses of other schemes."""
     if not isinstance(value, str):
@@ -54,18 +50,15 @@ def _source_rows(key: str) -> tuple[_Missing, ...]:
     )
 
 
-_TASKS = ("instruction_tuning", "causal_lm")
+_TASKS = ("instruction_tuning", "causal_lm", "preference_tuning")
+_LOSSES = ("dpo", "ipo", "simpo", "orpo")
 _TABLE: tuple[_Missing, ...] = (
     _Missing(("task",), _other_than(*_TASKS), f"allowed for now: {', '.join(_TASKS)}"),
-    _Missing(("preference_tuning_config",), _given, "remove it"),
+    _Missing(("preference_tuning_config", "loss"), _other_than(*_LOSSES), f"allowed for now: {', '.join(_LOSSES)}"),
     _Missing(("classifier_config",), _given, "remove it"),
     *_source_rows("train_path"),
     *_source_rows("valid_path"),
-    _Missing(("initial_base_model_ckpt_path",), _has_scheme("s3"), "copy the weights to a local folder"),
-    _Missing(("initial_adapter_model_ckpt_path",), _has_scheme("s3"), "copy the adapter to a local folder"),
     _Missing(("embedding_scaling_technique",), _other_than("none"), "choose a context_length the model has"),
-    _Missing(("logger",), _given, "remove it: metrics.jsonl and the progress display are always on"),
-    _Missing(("evaluation",), _given, "remove it"),
 )
 
 

@@ -17,6 +17,8 @@ from llmforge.config.finding import Finding, Path, descend
 from llmforge.config.secrets import redact
 
 _OWN = ("value_error", "missing", "extra_forbidden", "union_tag_invalid")
+_TAG_KEYS = ("type", "provider")
+"""Keys that choose one alternative of a tagged union."""
 
 
 def find_schema_problems(errors: Iterable[ErrorDetails], data: dict[str, Any], schema: dict[str, Any]) -> list[Finding]:
@@ -55,9 +57,16 @@ class _Words:
             case "extra_forbidden":
                 return Finding(path, f"unknown key{self._suggestion(path)}")
             case "union_tag_invalid":
-                _, tag = descend(self._data, (*path, "type"))
+                key = "provider" if "provider" in error["ctx"]["discriminator"] else "type"
+                _, tag = descend(self._data, (*path, key))
                 expected = error["ctx"]["expected_tags"].replace("'", "")
-                return Finding((*path, "type"), f"found {_found(tag)}, allowed: {expected}")
+                return Finding((*path, key), f"found {_found(tag)}, allowed: {expected}")
+            case "union_tag_not_found" if isinstance(descend(self._data, path)[1], dict):
+                key = error["ctx"]["discriminator"].strip("'")
+                children = [child for node in self._nodes(path[:-1]) for child in _children(node, path[-1])]
+                leaves = [leaf for child in children for leaf in self._leaves(child) if "properties" in leaf]
+                choices = [leaf["properties"][key]["const"] for leaf in leaves]
+                return Finding((*path, key), f"required, but missing; allowed: {', '.join(choices)}")
             case "value_error":
                 return Finding(path, redact(error["msg"].removeprefix("Value error, ")))
             case _:
@@ -120,11 +129,13 @@ def _children(node: dict[str, Any], part: str | int) -> list[dict[str, Any]]:
 
 
 def _is_chosen(node: dict[str, Any], value: Any) -> bool:
-    """Whether an alternative of a tagged union is the one that the data's `type` chooses."""
-    tag = node.get("properties", {}).get("type", {})
-    if "const" not in tag or not isinstance(value, dict):
+    """Whether an alternative of a tagged union is the one that the data chooses."""
+    properties = node.get("properties", {})
+    key = next((key for key in _TAG_KEYS if "const" in properties.get(key, {})), None)
+    if key is None or not isinstance(value, dict):
         return True
-    return bool(value.get("type", tag.get("default")) == tag["const"])
+    tag = properties[key]
+    return bool(value.get(key, tag.get("default")) == tag["const"])
 
 
 def _found(value: Any) -> str:
@@ -160,8 +171,7 @@ def _allowed(node: dict[str, Any]) -> str:
         case "string":
             return _allowed_text(node)
         case "array":
-            at_least = "" if node.get("maxItems") == node.get("minItems") else "at least "
-            return f"a list of {at_least}{node['minItems']}" if "minItems" in node else "a list"
+            return f"a list{_lengths(node)}"
         case "object":
             return "a mapping"
         case "null":
@@ -174,6 +184,13 @@ def _allowed_text(node: dict[str, Any]) -> str:
     at_most = f" of at most {node['maxLength']} characters" if "maxLength" in node else ""
     such_as = f" such as {', '.join(node['examples'])} (pattern {node['pattern']})" if "pattern" in node else ""
     return f"text{at_most}{such_as}"
+
+
+def _lengths(node: dict[str, Any]) -> str:
+    least, most = node.get("minItems"), node.get("maxItems")
+    if least is None:
+        return ""
+    return f" of at least {least}" if most is None else f" of {least}" if most == least else f" of {least} to {most}"
 
 
 def _bounds(node: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from llmforge.dataset.example_table import EXAMPLE_SCHEMA
 from llmforge.dataset.stats import CheckTotals
 from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow, UnusedRows
 
-PLACE_COLUMNS = ("uri", "line", "source", "is_validation", "is_windowed")
+PLACE_COLUMNS = ("uri", "line", "source", "is_validation", "is_windowed", "first_length")
 PLACE_SCHEMA = pa.schema([EXAMPLE_SCHEMA.field(name) for name in PLACE_COLUMNS]).append(pa.field("length", pa.int64()))
 TOKEN_COLUMNS = {"input_ids": np.dtype(np.int32), "weights": np.dtype(np.float32)}
 
@@ -44,12 +44,16 @@ class Pieces:
 
 
 class Examples:
-    """All examples, in the order of the files."""
+    """All examples, in the order of the files; of rows that are pairs both together count as one."""
 
     def __init__(self, folder: Path) -> None:
         self._places = pa.ipc.open_file(pa.memory_map(str(folder / "places.arrow"), "r")).read_all()
         self.lengths: NDArray[np.int64] = self._places["length"].to_numpy().astype(np.int64)
         """Shape (examples,), in tokens."""
+        first_lengths = self._places["first_length"]
+        self._first_lengths: NDArray[np.int64] = first_lengths.fill_null(0).to_numpy().astype(np.int64)
+        self.num_members = 2 if first_lengths.null_count < len(first_lengths) else 1
+        """Conversations of each: 2 where the rows are pairs."""
         self.sources: NDArray[np.int32] = self._places["source"].to_numpy()
         """Shape (examples,): the number of the source that each comes from."""
         self.is_validation: NDArray[np.bool_] = self._places["is_validation"].to_numpy()
@@ -60,6 +64,23 @@ class Examples:
         self._input_ids, self._weights = (
             np.asarray(np.memmap(folder / name, dtype, "r")) if self.lengths.any() else np.zeros(0, dtype)
             for name, dtype in TOKEN_COLUMNS.items()
+        )
+
+    @property
+    def longest_members(self) -> NDArray[np.int64]:
+        """Lengths of the longer conversation of each; shape (examples,)."""
+        longest: NDArray[np.int64] = np.maximum(self._first_lengths, self.lengths - self._first_lengths)
+        return longest
+
+    def members(self, pieces: "Pieces") -> "Pieces":
+        """The single conversations of whole examples."""
+        if self.num_members == 1:
+            return pieces
+        first = self._first_lengths[pieces.indexes]
+        return Pieces(
+            np.repeat(pieces.indexes, 2),
+            np.stack([pieces.starts, pieces.starts + first], axis=1).ravel(),
+            np.stack([first, pieces.lengths - first], axis=1).ravel(),
         )
 
     def batch(self, pieces: "Pieces") -> ExampleBatch:

@@ -29,11 +29,12 @@ EXAMPLE_SCHEMA = pa.schema(
         ("ends_with_terminator", pa.bool_()),
         ("is_windowed", pa.bool_()),
         ("digest", pa.binary()),
+        ("first_length", pa.int64()),
     ]
 )
 """`source`: its number among those of the job. `reason`: why a row is refused. `weights`: of the loss at every
 position, as in `ExampleBatch`; `num_trained`: how many of them are not 0. Then four that are those of `EncodedRows`.
-`digest`: of tokens and weights, where the job drops duplicates."""
+`digest`: of tokens and weights, where the job drops duplicates. `first_length`: of a pair, as in `EncodedRows`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def example_table(
     examples = encoded.examples
     offsets = pa.array(examples.offsets, pa.int32())
     count = len(places.lines)
+    paired = encoded.first_lengths is not None
     return pa.table(
         [
             pa.array([places.uri] * count, pa.string()),
@@ -67,6 +69,7 @@ def example_table(
             pa.array(encoded.ends_with_terminator, pa.bool_()),
             pa.array(encoded.is_windowed, pa.bool_()),
             pa.array(_digests(examples), pa.binary()) if with_digests else pa.nulls(count, pa.binary()),
+            pa.array(encoded.first_lengths, pa.int64()) if paired else pa.nulls(count, pa.int64()),
         ],
         schema=EXAMPLE_SCHEMA,
     )

@@ -6,6 +6,8 @@ from llmforge.dataset.stats import DatasetStats
 from llmforge.metrics.data_facts import DataFacts, LengthBin, Lengths, RowCount, SplitLine
 from llmforge.storage.base import join_uri
 
+PAIRS = "a row is a pair: two examples, the chosen and the rejected conversation, in the same sequence"
+
 
 def data_facts(stats: DatasetStats, uri: str) -> DataFacts:
     """`uri` is where the prepared dataset lies."""
@@ -25,7 +27,7 @@ def data_facts(stats: DatasetStats, uri: str) -> DataFacts:
             [LengthBin(found.shortest, found.longest, found.count) for found in stats.length_histogram],
             stats.context_length,
         ),
-        notes=[stats.checks.describe()],
+        notes=[*([PAIRS] if stats.is_paired else []), stats.checks.describe()],
     )
 
 

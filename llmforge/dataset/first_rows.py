@@ -8,7 +8,7 @@ from pathlib import Path
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.job_sources import JobSource, training_sources, with_format
-from llmforge.dataset.rows import parse_row
+from llmforge.dataset.rows import parse_pair, parse_row
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
 from llmforge.prompt.document import TrainingRow
@@ -23,7 +23,10 @@ class FirstRow:
     uri: str
     line: int
     parsed: TrainingRow | None
+    """Of a pair, the conversation with the chosen answer."""
     problem: str | None
+    rejected: TrainingRow | None = None
+    """Of a pair, the other conversation."""
 
     @property
     def place(self) -> str:
@@ -37,19 +40,25 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
     Raises `DataError` for a missing file.
     """
     sources = (with_format(source, job.task, cache_folder) for source in training_sources(job))
-    return read_rows(sources, prompt_format, cache_folder)
+    return read_rows(sources, prompt_format, cache_folder, of_pairs=job.is_paired)
 
 
-def read_rows(sources: Iterable[JobSource], prompt_format: PromptFormat, cache_folder: Path) -> Iterator[FirstRow]:
+def read_rows(
+    sources: Iterable[JobSource], prompt_format: PromptFormat, cache_folder: Path, *, of_pairs: bool = False
+) -> Iterator[FirstRow]:
     """The rows of sources whose formats are known."""
     records = ((source.dataset, *record) for source in sources for record in first_lines(source.uris, cache_folder))
     for number, (dataset, uri, line, record) in enumerate(records, start=1):
         try:
-            parsed = parse_row(record, prompt_format, dataset)
+            parsed, rejected = (
+                parse_pair(record, prompt_format, dataset)
+                if of_pairs
+                else (parse_row(record, prompt_format, dataset), None)
+            )
         except DataError as error:
             yield FirstRow(number, uri, line, None, str(error))
         else:
-            yield FirstRow(number, uri, line, parsed, None)
+            yield FirstRow(number, uri, line, parsed, None, rejected)
 
 
 def parsed_rows(rows: Iterable[FirstRow], count: int) -> list[TrainingRow]:

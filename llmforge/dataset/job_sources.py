@@ -82,6 +82,11 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
             raise DataError(f"{source.path}: {error}") from error
         dataset = source.dataset.model_copy(update={"format": detected.format})
         source = replace(source, dataset=dataset, evidence=detected.evidence)
+    if task == "preference_tuning" and source.row_format != "preference":
+        raise DataError(
+            f"{source.path}: rows of the format {source.row_format}, but task is {task}, which learns from rows with a "
+            "chosen and a rejected answer (format: preference); give such rows, or remove preference_tuning_config"
+        )
     if source.row_format == "text" and task != "causal_lm":
         raise DataError(
             f"{source.path}: rows of plain text, but task is {task}: there is no answer to be learnt in them; "

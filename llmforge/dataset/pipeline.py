@@ -144,7 +144,7 @@ def _plan(inputs: StageInputs, cache_folder: Path) -> list[SourceBlock]:
     """The blocks of all files. Raises `ChangedError` for a file that is not the version that gave the name."""
     job, versions = inputs.job, inputs.versions
     total_bytes = sum(version_bytes(version) for version in versions.values())
-    num_blocks = (job.num_data_blocks_per_device or BLOCKS_PER_DEVICE) * job.num_devices
+    num_blocks = (job.num_data_blocks_per_device or BLOCKS_PER_DEVICE) * job.max_devices
     block_bytes = min(MAX_BLOCK_BYTES, max(MIN_BLOCK_BYTES, total_bytes // num_blocks))
     parts = [
         SourceBlock(number, block)
@@ -184,7 +184,7 @@ def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> Datase
     """Choose the context length, leave out what is longer, pack, and write the shards."""
     job, sources = inputs.job, inputs.sources
     examples = Examples(collected.folder)
-    lengths = summarise_lengths(examples.lengths)
+    lengths = summarise_lengths(examples.longest_members)
     context_length = job.context_length or measured_context_length(lengths.p95, inputs.model_context_length)[0]
     stats: dict[Split, SplitStats] = {}
     num_truncated = 0
@@ -211,9 +211,10 @@ def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> Datase
         checks=collected.checks,
         context_length=context_length,
         lengths=lengths,
-        length_histogram=length_histogram(examples.lengths),
+        length_histogram=length_histogram(examples.longest_members),
         train=stats["train"],
         valid=stats.get("valid"),
+        is_paired=job.is_paired,
     )
 
 

@@ -47,6 +47,8 @@ class PreparedDataset:
     """Hash of everything that decides the content."""
     stats: DatasetStats
     was_cached: bool
+    reference: str | None = None
+    """Folder with the log-probabilities of the reference model, where these were computed beforehand."""
 
     @property
     def prefix(self) -> str:
@@ -55,20 +57,9 @@ class PreparedDataset:
 
     def open(self, split: Split, storage: Storage, cache_folder: Path) -> SampleReader:
         """Fetch the shards to this node, verified, unless it is there, and map it into memory."""
-        manifest = read_manifest(storage, self.prefix)
-        if manifest is None:
-            uri = join_uri(storage.root_uri, self.prefix)
-            raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
-        target = cache_folder / DATA_FOLDER / self.name
-        try:
-            shards = [record.path for record in manifest.files if is_shard_of(split, record.path)]
-            folder = local_folder(storage, self.prefix, manifest, target, paths=shards)
-        except DamagedError as error:
-            uri = join_uri(storage.root_uri, self.prefix)
-            raise DataError(
-                f"damaged prepared dataset: {error}\nremove {uri} and start the job again to make it anew"
-            ) from error
-        return SampleReader(folder / shard for shard in shards)
+        shards = _fetched(self.name, split, storage, cache_folder)
+        reference = [] if self.reference is None else _fetched(self.reference, split, storage, cache_folder)
+        return SampleReader(shards, reference)
 
     def sizes(self, model_context_length: int | None) -> DataSizes:
         """What the rest of the job's numbers follow from."""
@@ -79,6 +70,23 @@ class PreparedDataset:
             model_context_length=model_context_length,
             sequences=SequenceSizes(self.stats.train.longest_sample, self.stats.train.most_trained),
         )
+
+
+def _fetched(name: str, split: Split, storage: Storage, cache_folder: Path) -> list[Path]:
+    """The shards of a split in one of the folders of data, on this node."""
+    prefix = f"{DATA_FOLDER}/{name}"
+    uri = join_uri(storage.root_uri, prefix)
+    manifest = read_manifest(storage, prefix)
+    if manifest is None:
+        raise DataError(f"{uri}: the prepared dataset is gone; start the job again to make it anew")
+    try:
+        shards = [record.path for record in manifest.files if is_shard_of(split, record.path)]
+        folder = local_folder(storage, prefix, manifest, cache_folder / prefix, paths=shards)
+    except DamagedError as error:
+        raise DataError(
+            f"damaged prepared dataset: {error}\nremove {uri} and start the job again to make it anew"
+        ) from error
+    return [folder / shard for shard in shards]
 
 
 def find_prepared(storage: Storage, name: str) -> PreparedDataset | None:

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 from llmforge.config.job import JobConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.first_rows import FirstRow, first_rows
-from llmforge.dataset.row_encoder import job_encoder
+from llmforge.dataset.pairs import pair_up
+from llmforge.dataset.row_encoder import EncodedRows, job_encoder
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.document import Document, TrainingRow
 from llmforge.prompt.messages import Conversation
@@ -79,7 +80,19 @@ class PreviewRow:
     place: str
     """`file:line`."""
     encoded: EncodedRow | None
+    """Of a pair, the conversation with the chosen answer."""
     problem: str | None
+    rejected: EncodedRow | None = None
+    """Of a pair, the other conversation."""
+
+    @property
+    def conversations(self) -> list[tuple[str, EncodedRow]]:
+        """(place, what is there): one, or of a pair both; none where the row is refused."""
+        if self.encoded is None:
+            return []
+        if self.rejected is None:
+            return [(self.place, self.encoded)]
+        return [(f"{self.place}, chosen", self.encoded), (f"{self.place}, rejected", self.rejected)]
 
 
 def preview_rows(job: JobConfig, tokenizer: TokenizerText, cache_folder: Path) -> Iterator[PreviewRow]:
@@ -100,20 +113,24 @@ class _Previewer:
     def row(self, row: FirstRow) -> PreviewRow:
         if row.parsed is None:
             return PreviewRow(row.number, row.place, None, row.problem)
-        rows = self._encoder.encode([row.parsed])
-        if rows.problems[0] is not None:
-            return PreviewRow(row.number, row.place, None, rows.problems[0])
-        segments = self._encoder.segments(row.parsed)
-        example = rows.examples[0]
-        encoded = EncodedRow(
+        parsed = [row.parsed] if row.rejected is None else [row.parsed, row.rejected]
+        rows = self._encoder.encode(parsed)
+        problem = (rows if row.rejected is None else pair_up(rows)).problems[0]
+        if problem is not None:
+            return PreviewRow(row.number, row.place, None, problem)
+        encoded = [self._encoded(rows, index, one) for index, one in enumerate(parsed)]
+        return PreviewRow(row.number, row.place, encoded[0], None, *encoded[1:])
+
+    def _encoded(self, rows: EncodedRows, index: int, row: TrainingRow) -> EncodedRow:
+        segments, example = self._encoder.segments(row), rows.examples[index]
+        return EncodedRow(
             tuple(self._pieces(segments)),
             example,
-            self._prompt(row.parsed, segments),
-            self._turns(row.parsed, segments, example),
+            self._prompt(row, segments),
+            self._turns(row, segments, example),
             tuple(self._learnt(example)),
-            bool(rows.is_windowed[0]),
+            bool(rows.is_windowed[index]),
         )
-        return PreviewRow(row.number, row.place, encoded, None)
 
     def _pieces(self, segments: list[Segment]) -> Iterator[Piece]:
         for segment in segments:

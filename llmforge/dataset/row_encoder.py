@@ -33,7 +33,15 @@ from llmforge.dataset.example import ExampleBatch
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.prompt.document import Document, TrainingRow, plain_text, render_document
 from llmforge.prompt.messages import Conversation
-from llmforge.prompt.render import Segment, Task, TrainOn, compile_templates, render, render_prompt_segments
+from llmforge.prompt.render import (
+    Segment,
+    Task,
+    TrainOn,
+    compile_templates,
+    render,
+    render_prompt_segments,
+    trains_last_only,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +80,8 @@ class EncodedRows:
     """The last trained token is a control token, so that the model can learn to stop; shape (rows,)."""
     is_windowed: NDArray[np.bool_]
     """Plain text: where it is longer than the context it is cut into windows; shape (rows,)."""
+    first_lengths: NDArray[np.int64] | None = None
+    """Of pairs: tokens of the chosen conversation, behind which the rejected one begins; shape (rows,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +111,7 @@ class RowEncoder:
         self._format = prompt_format
         self._tokenizer = tokenizer
         self._task: Task = task
-        self._last_only = task == "classification" or train_on == "last_turn"
+        self._last_only = trains_last_only(task, train_on)
         self._train_on: TrainOn = train_on
         self._shapes: dict[object, _Shape] = {}
         templates = compile_templates(prompt_format, tokenizer.special_tokens)

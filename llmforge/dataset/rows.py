@@ -93,7 +93,7 @@ def parse_preference(
             column = column_of(row, name, naming.columns)
             raise DataError(f"{error} (the prompt with `{column}`)") from error
     chosen, rejected = conversations
-    texts = [[message[:2] for message in conversation.messages] for conversation in (chosen, rejected)]
+    texts = [_compared(conversation, prompt_format) for conversation in (chosen, rejected)]
     if texts[0][:-1] != texts[1][:-1]:
         raise DataError(
             "the chosen and the rejected answer have different prompts; everything before the last message must be "
@@ -102,6 +102,24 @@ def parse_preference(
     if texts[0] == texts[1]:
         raise DataError("the chosen and the rejected answer are equal; there is nothing to prefer: remove the row")
     return chosen, rejected
+
+
+def parse_pair(
+    record: Record, prompt_format: PromptFormat, dataset: DatasetConfig
+) -> tuple[Conversation, Conversation]:
+    """As `parse_preference`, for answers that are compared. Raises `DataError` where one has a weight of its own."""
+    pair = parse_preference(record, prompt_format, dataset)
+    if any(conversation.messages[-1].weight != 1 for conversation in pair):
+        raise DataError(
+            "an answer has a `weight` or `train` of its own, which means nothing in a comparison; remove it"
+        )
+    return pair
+
+
+def _compared(conversation: Conversation, prompt_format: PromptFormat) -> list[tuple[str, str]]:
+    """Roles and contents, as the prompt format places them."""
+    strips = prompt_format.strip_whitespace
+    return [(role, content.strip() if strips else content) for role, content, _ in conversation.messages]
 
 
 def decode_record(record: Record, expected: str = "a JSON object") -> dict[str, Any]:

@@ -38,10 +38,16 @@ class Selection:
     split: Split
     examples: Examples
     pieces: Pieces
-    """Each at most as long as the context; several of one example where it is cut into windows or repeated."""
+    """Each at most as long as the context, of a pair either half; several of one example where it is cut into windows
+    or repeated."""
     num_rows: int
     num_truncated: int
     context_length: int
+
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest sequence: each conversation of a pair may be as long as the context."""
+        return self.context_length * self.examples.num_members
 
 
 def select(
@@ -57,7 +63,7 @@ def select(
     Raises `DataError` where none is left, or where the job wants all to fit.
     """
     is_of_split = examples.is_validation == (split == "valid")
-    is_too_long = (examples.lengths > context_length) & ~examples.is_windowed & is_of_split
+    is_too_long = (examples.longest_members > context_length) & ~examples.is_windowed & is_of_split
     too_long = np.flatnonzero(is_too_long)
     if len(too_long) and over_length == "error":
         listed = "\n".join(f"  {row}" for row in _too_long_rows(examples, too_long, context_length))
@@ -70,7 +76,7 @@ def select(
         unused.add(TOO_LONG, _too_long_rows(examples, too_long, context_length))
     rows = np.setdiff1d(np.flatnonzero(is_of_split), left_out)
     if len(rows) == 0:
-        lengths = examples.lengths[is_of_split]
+        lengths = examples.longest_members[is_of_split]
         summary = summarise_lengths(lengths) if len(lengths) else None
         raise DataError(_nothing_fits(split, summary, context_length))
     if mix is not None:
@@ -85,19 +91,19 @@ def select(
 
 def write_selection(selection: Selection, packing: bool, folder: Path) -> SplitStats:
     """Pack the pieces, or leave each alone, and write them to shards in `folder`."""
-    pieces, context_length = selection.pieces, selection.context_length
+    pieces, capacity = selection.pieces, selection.capacity
     num_tokens = int(pieces.lengths.sum())
-    packs = pack(pieces.lengths, context_length) if packing else ([index] for index in range(len(pieces)))
-    usual_tokens = context_length if packing else -(-num_tokens // len(pieces))
+    packs = pack(pieces.lengths, capacity) if packing else ([index] for index in range(len(pieces)))
+    usual_tokens = capacity if packing else -(-num_tokens // len(pieces))
     shards = _write_shards(selection, packs, max(1, TOKENS_PER_SHARD // usual_tokens), folder)
     num_samples = sum(shard.samples for shard in shards)
     return SplitStats(
         rows=selection.num_rows,
-        examples=len(pieces),
+        examples=len(pieces) * selection.examples.num_members,
         samples=num_samples,
         tokens=num_tokens,
         trained_tokens=sum(shard.trained_tokens for shard in shards),
-        packing_efficiency=num_tokens / (num_samples * context_length),
+        packing_efficiency=num_tokens / (num_samples * capacity),
         longest_sample=max(shard.longest for shard in shards),
         most_trained=max(shard.most_trained for shard in shards),
     )
@@ -137,8 +143,10 @@ def _write_one(selection: Selection, packs: list[list[int]], path: Path) -> _Sha
     def batches() -> Iterator[SampleBatch]:
         for start in range(0, len(packs), SAMPLES_PER_BATCH):
             members = packs[start : start + SAMPLES_PER_BATCH]
-            chosen = selection.pieces[np.fromiter(chain.from_iterable(members), np.int64)]
-            batch = SampleBatch(selection.examples.batch(chosen), np.array([len(one) for one in members], np.int64))
+            examples = selection.examples
+            chosen = examples.members(selection.pieces[np.fromiter(chain.from_iterable(members), np.int64)])
+            num_members = examples.num_members * np.array([len(one) for one in members], np.int64)
+            batch = SampleBatch(examples.batch(chosen), num_members, is_paired=examples.num_members == 2)
             samples = batch.samples
             num_trained.append(samples.sums(samples.weights > 0))
             num_tokens.append(np.diff(samples.offsets))
@@ -161,7 +169,7 @@ def _pieces(examples: Examples, rows: NDArray[np.int64], context_length: int) ->
     first = np.cumsum(num_pieces) - num_pieces
     starts = (np.arange(int(num_pieces.sum())) - np.repeat(first, num_pieces)) * step
     left = np.repeat(lengths, num_pieces) - starts
-    return Pieces(np.repeat(rows, num_pieces), starts, np.minimum(left, context_length))
+    return Pieces(np.repeat(rows, num_pieces), starts, np.minimum(left, context_length * examples.num_members))
 
 
 def _rows(examples: Examples, indexes: NDArray[np.int64], reason: str) -> list[UnusedRow]:
@@ -169,7 +177,7 @@ def _rows(examples: Examples, indexes: NDArray[np.int64], reason: str) -> list[U
 
 
 def _too_long_rows(examples: Examples, indexes: NDArray[np.int64], context_length: int) -> list[UnusedRow]:
-    places = zip(examples.places(indexes), examples.lengths[indexes].tolist(), strict=True)
+    places = zip(examples.places(indexes), examples.longest_members[indexes].tolist(), strict=True)
     return [UnusedRow(uri, line, f"{TOO_LONG} ({length} tokens > {context_length})") for (uri, line), length in places]
 
 

@@ -6,7 +6,7 @@ where packing is off. The order in which samples are trained is a pure function 
 the data is one integer. It knows nothing of torch, and nothing of how samples came to be.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +45,23 @@ class Sample:
     """Shape (examples,); their sum is the number of tokens."""
     weights: NDArray[np.float32] | None = None
     """Shape (tokens,), factors of the loss; None where all trained positions weigh 1."""
+    reference: NDArray[np.float32] | None = None
+    """Shape (examples,): of pairs, the log-probabilities of the answers by the reference model, where these were
+    computed beforehand."""
+
+    def alone(self) -> "list[Sample]":
+        """Its examples as samples of their own."""
+        ends = np.cumsum(self.example_lengths)
+        return [
+            Sample(
+                self.input_ids[start:end],
+                self.labels[start:end],
+                self.example_lengths[index : index + 1],
+                None if self.weights is None else self.weights[start:end],
+                None if self.reference is None else self.reference[index : index + 1],
+            )
+            for index, (start, end) in enumerate(zip(ends - self.example_lengths, ends, strict=True))
+        ]
 
     @property
     def num_trained_tokens(self) -> int:
@@ -65,6 +82,14 @@ class SampleBatch:
     """All examples of all samples."""
     num_members: NDArray[np.int64]
     """Shape (samples,): how many examples each sample has."""
+    is_paired: bool = False
+    """Every two of them are a pair, which counts 1 in the loss; else their trained tokens do, by their weights."""
+
+    @property
+    def loss_weights(self) -> NDArray[np.float64]:
+        """Shape (samples,): the share of each in the denominator of the loss."""
+        samples = self.samples
+        return self.num_members / 2 if self.is_paired else np.asarray(samples.sums(samples.weights))
 
     @property
     def samples(self) -> ExampleBatch:
@@ -103,9 +128,12 @@ def write_shard(path: Path, batches: Iterable[SampleBatch]) -> int:
 class SampleReader:
     """The samples of one split, memory-mapped: opening costs no memory, any number of processes share the pages."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        """`paths`: all shards of the split, in their order."""
-        table = pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all() for path in paths)
+    def __init__(self, paths: Iterable[Path], reference_paths: Sequence[Path] = ()) -> None:
+        """`paths`: all shards of the split, in their order. `reference_paths`: where there is a reference model, those
+        of its log-probabilities.
+        """
+        table = _mapped(paths)
+        self._reference = _mapped(reference_paths)["reference"] if reference_paths else None
         self._input_ids = table["input_ids"]
         self._labels = table["labels"]
         self._weights = table["weights"]
@@ -113,7 +141,7 @@ class SampleReader:
         self.num_trained_tokens: NDArray[np.int64] = table["num_trained_tokens"].to_numpy()
         """Shape (samples,): how many positions of each sample carry loss."""
         self.loss_weights: NDArray[np.float64] = table["loss_weight"].to_numpy()
-        """Shape (samples,): the weights of these positions added up, the sample's share of the loss's denominator."""
+        """Shape (samples,): the sample's share of the loss's denominator, see `SampleBatch`."""
         self.num_tokens: NDArray[np.int64] = pc.list_value_length(self._input_ids).to_numpy().astype(np.int64)
         """Shape (samples,): how many tokens each sample has."""
 
@@ -126,6 +154,7 @@ class SampleReader:
             _values(self._labels, index),
             _values(self._example_lengths, index),
             self._weights[index].values.to_numpy() if self._weights[index].is_valid else None,
+            None if self._reference is None else self._reference[index].values.to_numpy(),
         )
 
 
@@ -134,6 +163,10 @@ def sample_order(num_samples: int, seed: int, epoch: int, *, shuffle: bool = Tru
     if not shuffle:
         return np.arange(num_samples)
     return np.random.default_rng([seed, epoch]).permutation(num_samples)
+
+
+def _mapped(paths: Iterable[Path]) -> pa.Table:
+    return pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all() for path in paths)
 
 
 def _values(column: pa.ChunkedArray, index: int) -> NDArray[np.int32]:
@@ -153,7 +186,7 @@ def _record_batch(batch: SampleBatch) -> pa.RecordBatch:
             _weights_where(weighs_otherwise, samples),
             pa.ListArray.from_arrays(pa.array(batch.member_ends, pa.int32()), lengths),
             pa.array(samples.sums(samples.weights > 0), pa.int64()),
-            pa.array(samples.sums(samples.weights), pa.float64()),
+            pa.array(batch.loss_weights, pa.float64()),
         ],
         schema=SAMPLE_SCHEMA,
     )

@@ -27,12 +27,14 @@ from llmforge.dataset.encoders import TextEncoders, open_fast_encoders, referenc
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA, Places, example_table, refused_table
 from llmforge.dataset.first_rows import parsed_rows, read_rows
 from llmforge.dataset.job_sources import JobSource
+from llmforge.dataset.pairs import pair_up
 from llmforge.dataset.proof import NUM_PROVEN_ROWS, Proof, prove
 from llmforge.dataset.row_encoder import job_encoder
-from llmforge.dataset.rows import parse_row
-from llmforge.dataset.sources import Block, in_validation_fraction, read_lines
+from llmforge.dataset.rows import parse_pair, parse_row
+from llmforge.dataset.sources import Block, Record, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.errors import DataError, LlmforgeError
+from llmforge.prompt.document import TrainingRow
 
 _FAILURE = pa.field("failure", pa.binary())
 """A column more on the way from a task: the `LlmforgeError` that ended it, pickled, in a row of its own."""
@@ -74,22 +76,30 @@ class BlockTokenizer:
     def table(self, part: SourceBlock) -> pa.Table:
         """All rows of a block: examples, and refused rows with their reason and no tokens."""
         block, dataset = part.block, self._datasets[part.source]
-        lines, rows, refused, reasons = [], [], [], []
+        rows: list[TrainingRow] = []
+        lines, refused, reasons = [], [], []
         for line, record in read_lines(block, self._cache_folder):
             try:
-                rows.append(parse_row(record, self._job.prompt_format, dataset))
+                rows += self._parsed(record, dataset)
             except DataError as error:
                 refused.append(line)
                 reasons.append(str(error))
                 continue
             lines.append(line)
+        encoded = self._encoder.encode(rows)
         table = example_table(
             Places(block.uri, part.source, lines),
             [self._is_validation(block, line) for line in lines],
-            self._encoder.encode(rows),
+            pair_up(encoded) if self._job.is_paired else encoded,
             with_digests=dataset.deduplicate,
         )
         return pa.concat_tables([table, refused_table(Places(block.uri, part.source, refused), reasons)])
+
+    def _parsed(self, record: Record, dataset: DatasetConfig) -> Sequence[TrainingRow]:
+        """What one record holds: a conversation or document, or the two conversations of a pair."""
+        if self._job.is_paired:
+            return parse_pair(record, self._job.prompt_format, dataset)
+        return [parse_row(record, self._job.prompt_format, dataset)]
 
     def _is_validation(self, block: Block, line: int) -> bool:
         fraction = self._job.dataset.valid_fraction

@@ -35,13 +35,13 @@ class SplitStats(StrictModel):
     rows: int
     """Rows that are used."""
     examples: int
-    """More than rows where long texts are cut into windows or rows are repeated."""
+    """More than rows where long texts are cut into windows or rows are repeated, and where a row is a pair of them."""
     samples: int
     """Sequences given to the model: packs, or examples where packing is off."""
     tokens: int
     trained_tokens: int
     packing_efficiency: float
-    """Share of `samples * context_length` that holds tokens."""
+    """Share of the positions of all sequences, of `context_length` or for pairs twice that, that holds tokens."""
     longest_sample: int
     """Tokens of the longest sequence."""
     most_trained: int
@@ -93,11 +93,17 @@ class DatasetStats(StrictModel):
     checks: CheckTotals
     context_length: int
     lengths: LengthSummary
-    """Of all rows that can be trained on, also those that are too long."""
+    """Of all rows that can be trained on, also those that are too long; of a pair, the longer conversation."""
     length_histogram: tuple[HistogramBin, ...]
     """Of the same rows."""
     train: SplitStats
     valid: SplitStats | None = None
+    is_paired: bool = False
+    """Whether the rows are pairs of a chosen and a rejected answer."""
+
+    def what(self, split: SplitStats) -> str:
+        """What a split holds, counted."""
+        return f"{split.examples // 2} pairs" if self.is_paired else f"{split.examples} examples"
 
     @property
     def rows_dropped(self) -> int:
@@ -118,7 +124,7 @@ class DatasetStats(StrictModel):
         for name, split in (("train", self.train), ("valid", self.valid)):
             if split is not None:
                 lines.append(
-                    f"{name}: {split.examples} examples in {split.samples} sequences, {split.tokens} tokens, "
+                    f"{name}: {self.what(split)} in {split.samples} sequences, {split.tokens} tokens, "
                     f"{split.trained_tokens} trained ({split.trained_tokens / split.tokens:.0%}), "
                     f"{split.packing_efficiency:.1%} of the positions filled"
                 )

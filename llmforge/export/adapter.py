@@ -10,7 +10,8 @@ from pathlib import Path
 from llmforge.config.model import LoraConfig
 from llmforge.config.serving import unservable_choices
 from llmforge.export.launch import AdapterFacts
-from llmforge.models.folder import ADAPTER_FILES
+from llmforge.models.file_names import ADAPTER_FILES
+from llmforge.models.folder import adapter_rank
 
 
 def copy_adapter(checkpoint: Path, folder: Path) -> None:
@@ -25,6 +26,6 @@ def adapter_facts(checkpoint: Path, lora: LoraConfig, base: Path) -> AdapterFact
     named = str(config.get("base_model_name_or_path") or base)
     return AdapterFacts(
         base=str(Path(named).absolute()) if Path(named).is_dir() else named,
-        rank=max([config["r"], *(config.get("rank_pattern") or {}).values()]),
+        rank=adapter_rank(checkpoint),
         unservable=tuple(unservable_choices(lora)),
     )

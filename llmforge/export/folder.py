@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 
+from llmforge.answers.stops import find_stops
 from llmforge.checkpoint.find import CheckpointAddress
 from llmforge.config.job import JobConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
@@ -25,7 +26,6 @@ from llmforge.export.places import ExportPlace
 from llmforge.export.prompts import ProofRows, proof_rows
 from llmforge.export.stopping import (
     ServedGeneration,
-    end_of_sequence_ids,
     hugging_face_generation,
     padding_id,
     served_generation,
@@ -35,8 +35,7 @@ from llmforge.export.tokenizer import begin_of_text, save_tokenizer, served_toke
 from llmforge.export.verify import verify
 from llmforge.export.weights import ExportDtype, WeightProof, base_folder, write_weights
 from llmforge.inference.exported import ExportRecord
-from llmforge.inference.load import TrainedSource, find_trained_model
-from llmforge.inference.stops import find_stops
+from llmforge.inference.load import TrainedSource, find_trained_model, saved_end_of_sequence_ids
 from llmforge.metrics.loggers import METRICS_FILE, read_metrics
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.models.load import Precision
@@ -136,8 +135,8 @@ class _Export:
     def _served_generation(self) -> ServedGeneration:
         generation = self._job.generation_config
         assert generation is not None  # of a resolved job
-        described = self._checkpoint if self._job.method == "full" else base_folder(self._job)
-        ends = end_of_sequence_ids(described, self._tokenizer)
+        described = self._checkpoint if self._job.method == "full" else base_folder(self._job, self._cache_folder)
+        ends = saved_end_of_sequence_ids(described, self._tokenizer)
         stops = find_stops(self._job.prompt_format, generation, self._ours.special_ids, ends)
         return served_generation(generation, stops, self._decode, padding_id(described, self._tokenizer))
 
@@ -169,6 +168,7 @@ class _Export:
             served=self._generation,
             max_shard_size=self._request.max_shard_size,
             prompts=self._compared_prompts(rows),
+            cache_folder=self._cache_folder,
         )
 
     def _compared_prompts(self, rows: ProofRows) -> list[list[int]]:
@@ -193,7 +193,9 @@ class _Export:
             generation=self._generation,
             chat_template=str(self._tokenizer.chat_template),
             context_length=self._job.context_length,
-            adapter=None if lora is None else adapter_facts(self._checkpoint, lora, base_folder(self._job)),
+            adapter=None
+            if lora is None
+            else adapter_facts(self._checkpoint, lora, base_folder(self._job, self._cache_folder)),
         )
 
     def _launch_files(self, served: ServedFolder) -> tuple[LaunchFile, ...]:

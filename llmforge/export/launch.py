@@ -10,14 +10,12 @@ from dataclasses import dataclass
 
 import yaml
 
+from llmforge.config.serving import VLLM_DTYPES, VLLM_MAX_RANK, vllm_rank
 from llmforge.errors import ConfigError
 from llmforge.export.stopping import ServedGeneration
 
 LAUNCH_TARGETS = ("vllm", "ray-serve-llm", "ollama")
 VLLM_CONFIG, VLLM_SCRIPT, RAY_SERVE_CONFIG = "vllm.yaml", "serve_vllm.sh", "ray_serve_llm.yaml"
-_VLLM_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes for `--max-lora-rank`."""
 _REQUESTS = "every request has to name these stops, which are no single tokens"
 
 
@@ -74,10 +72,10 @@ def vllm_files(folder: ServedFolder) -> list[LaunchFile]:
             "chat-template": "./chat_template.jinja",
             "enable-lora": True,
             "lora-modules": f"{folder.name}=.",  # no list: older versions would take its brackets for text
-            "max-lora-rank": _vllm_rank(adapter.rank),
+            "max-lora-rank": _max_rank(adapter.rank),
         }
     config["served-model-name"] = folder.name if folder.adapter is None else f"{folder.name}-base"
-    config["dtype"] = _VLLM_DTYPES[folder.precision]
+    config["dtype"] = VLLM_DTYPES[folder.precision]
     config["generation-config"] = "."
     config["override-generation-config"] = json.dumps(folder.generation.sampling)
     header = ["Made by llmforge for: vllm serve --config vllm.yaml, started inside this folder.", *_notes(folder)]
@@ -97,7 +95,7 @@ def vllm_files(folder: ServedFolder) -> list[LaunchFile]:
 def ray_serve_files(folder: ServedFolder) -> list[LaunchFile]:
     """A configuration for `serve run`, of `ray.serve.llm:build_openai_app`. Raises `ConfigError`."""
     engine: dict[str, object] = {
-        "dtype": _VLLM_DTYPES[folder.precision],
+        "dtype": VLLM_DTYPES[folder.precision],
         "override_generation_config": folder.generation.sampling,
     }
     loading: dict[str, object] = {"model_id": folder.name, "model_source": _source(folder.uri)}
@@ -113,7 +111,7 @@ def ray_serve_files(folder: ServedFolder) -> list[LaunchFile]:
         parent, _, name = folder.uri.rstrip("/").rpartition("/")
         base_id = f"{folder.name}-base"
         loading |= {"model_id": base_id, "model_source": adapter.base}
-        engine |= {"enable_lora": True, "max_lora_rank": _vllm_rank(adapter.rank)}
+        engine |= {"enable_lora": True, "max_lora_rank": _max_rank(adapter.rank)}
         engine["chat_template"] = folder.chat_template
         model["lora_config"] = {"dynamic_lora_loading_path": parent}
         header.append(f"Clients ask for the model {base_id}:{name}.")
@@ -135,15 +133,14 @@ def _servable(adapter: AdapterFacts, server: str) -> AdapterFacts:
     return adapter
 
 
-def _vllm_rank(rank: int) -> int:
-    """The smallest that vLLM takes and that holds the adapter."""
-    for allowed in _VLLM_RANKS:
-        if allowed >= rank:
-            return allowed
-    raise ConfigError(
-        f"--to: found an adapter of rank {rank}, allowed in vLLM is at most {_VLLM_RANKS[-1]}; export the merged "
-        "weights (without --adapter)"
-    )
+def _max_rank(rank: int) -> int:
+    found = vllm_rank(rank)
+    if found is None:
+        raise ConfigError(
+            f"--to: found an adapter of rank {rank}, allowed in vLLM is at most {VLLM_MAX_RANK}; export the merged "
+            "weights (without --adapter)"
+        )
+    return found
 
 
 def _source(uri: str) -> str | dict[str, str]:

@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers import GenerationConfig as HuggingFaceGenerationConfig
 
+from llmforge.answers.stops import Stops
 from llmforge.config.prompt_format import GenerationConfig
-from llmforge.inference.stops import Stops
 
 GENERATION_FILE = "generation_config.json"
 
@@ -84,16 +84,6 @@ def mark_ends(config: PreTrainedConfig, served: ServedGeneration) -> None:
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         part.eos_token_id = ids
         part.pad_token_id = served.pad_id
-
-
-def end_of_sequence_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """What ends a text by the files of a model: its generation settings, else its architecture, and its tokenizer."""
-    if (folder / GENERATION_FILE).is_file():
-        configured = HuggingFaceGenerationConfig.from_pretrained(folder).eos_token_id
-    else:
-        configured = AutoConfig.from_pretrained(folder).get_text_config().eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)
 
 
 def padding_id(folder: Path, tokenizer: PreTrainedTokenizerFast) -> int | None:

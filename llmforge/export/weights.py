@@ -63,9 +63,10 @@ def write_weights(
     served: ServedGeneration,
     max_shard_size: str,
     prompts: Sequence[Sequence[int]],
+    cache_folder: Path,
 ) -> WeightProof:
     """Write a whole model that answers by itself. Raises `ModelError` where it does not compute what the run's does."""
-    model = _trained_model(checkpoint, job)
+    model = _trained_model(checkpoint, job, cache_folder)
     expected = prompt_logits(model, prompts)
     if isinstance(model, PeftModel):
         model = merge_adapter(model, DTYPES[precision])
@@ -110,12 +111,12 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     return {name: _sha256(tensor) for name, tensor in model.state_dict().items()}
 
 
-def base_folder(job: JobConfig) -> Path:
+def base_folder(job: JobConfig, cache_folder: Path) -> Path:
     """The folder of the base model whose weights an adapter was trained on."""
-    return model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
+    return model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True, cache_folder=cache_folder)
 
 
-def _trained_model(checkpoint: Path, job: JobConfig) -> PreTrainedModel:
+def _trained_model(checkpoint: Path, job: JobConfig, cache_folder: Path) -> PreTrainedModel:
     precision = cast(Precision, job.precision)
     if job.method == "full":
         return load_base_model(checkpoint, checkpoint, precision=precision)
@@ -127,7 +128,7 @@ def _trained_model(checkpoint: Path, job: JobConfig) -> PreTrainedModel:
             precision,
         )
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
-    base = load_base_model(architecture, base_folder(job), precision=precision)
+    base = load_base_model(architecture, base_folder(job, cache_folder), precision=precision)
     return cast(PreTrainedModel, load_adapter(base, checkpoint, is_trainable=False))
 
 

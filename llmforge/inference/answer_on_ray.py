@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-from llmforge.errors import ClusterError
+from llmforge.answers.batch import BatchLimits
+from llmforge.answers.prompt_rows import PromptRow
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.answer_rows import WINDOW_ROWS, AnsweredWindow, Window, WindowAnswerer, split_windows
-from llmforge.inference.batch import BatchLimits
 from llmforge.inference.generate import open_generator
-from llmforge.inference.prompt_rows import PromptRow
-from llmforge.inference.sampling import Sampling
+from llmforge.inference.ray_workers import device_per_worker, use_assigned_cpus
 
 _WINDOWS_PER_WORKER = 4
 """At least, where there are so many rows, so that no worker waits long for the last."""
@@ -38,7 +37,7 @@ def answer_on_ray(
     rows: Sequence[PromptRow], num_done: int, plan: WorkerPlan, num_workers: int
 ) -> Iterator[AnsweredWindow]:
     """Answered windows in the order of the input. Raises `ClusterError` where the cluster has no such room."""
-    device = _device_per_worker(num_workers)
+    device = device_per_worker(num_workers, "--num-workers")
     window_rows = min(WINDOW_ROWS, math.ceil((len(rows) - num_done) / (num_workers * _WINDOWS_PER_WORKER)))
     items = [{"window": window} for window in split_windows(rows, num_done, window_rows)]
     context = DataContext.get_current()
@@ -58,23 +57,9 @@ class _RayWorker:
     """An actor of Ray Data."""
 
     def __init__(self, plan: WorkerPlan) -> None:
-        if not torch.cuda.is_available():
-            torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        use_assigned_cpus()
         generator = open_generator(plan.model_uri, "best", plan.cache_folder)
         self._answer = WindowAnswerer(generator, plan.sampling, plan.limits)
 
     def __call__(self, row: dict[str, Window]) -> dict[str, AnsweredWindow]:
         return {"answered": self._answer(row["window"])}
-
-
-def _device_per_worker(num_workers: int) -> dict[str, float]:
-    """A GPU each where the cluster has any, else an equal share of its CPUs."""
-    resources = ray.cluster_resources()
-    name = "GPU" if resources.get("GPU", 0) else "CPU"
-    found = resources.get(name, 0)
-    if num_workers > found:
-        raise ClusterError(
-            f"--num-workers: found {num_workers}, allowed are at most {found:g} in this cluster, which has so many "
-            f"{name}s and gives each worker one; take fewer workers, or add nodes"
-        )
-    return {"num_gpus": 1.0} if name == "GPU" else {"num_cpus": float(found // num_workers)}

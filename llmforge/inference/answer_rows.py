@@ -8,10 +8,10 @@ whoever computes it.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llmforge.inference.batch import BatchLimits
+from llmforge.answers.batch import BatchLimits
+from llmforge.answers.prompt_rows import PromptRow
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.generate import Generator
-from llmforge.inference.prompt_rows import PromptRow
-from llmforge.inference.sampling import Sampling
 
 WINDOW_ROWS = 512
 """What is lost when a run is killed; many batches, so that their rows are of like length."""

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from typing_extensions import TypedDict, Unpack
 
+from llmforge.answers.batch import BatchLimits, Prompt
+from llmforge.answers.sampling import Sampling
 from llmforge.config.job import JobConfig
 from llmforge.errors import ConfigError, DataError
-from llmforge.inference.batch import BatchLimits, Prompt
 from llmforge.inference.generate import Generator, open_generator
-from llmforge.inference.sampling import Sampling
 from llmforge.prompt.messages import Conversation
 
 Messages = Sequence[Mapping[str, object]]

@@ -15,11 +15,11 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from llmforge.inference.batch import Answer, BatchLimits, Prompt, answer_prompts
-from llmforge.inference.draw import generate_arguments
+from llmforge.answers.batch import Answer, BatchLimits, Prompt, answer_prompts
+from llmforge.answers.draw import generate_arguments
+from llmforge.answers.sampling import Sampling
+from llmforge.answers.stops import Stops
 from llmforge.inference.load import TrainedModel, load_trained_model, quiet_transformers
-from llmforge.inference.sampling import Sampling
-from llmforge.inference.stops import Stops
 from llmforge.prompt.messages import Conversation
 
 

@@ -13,8 +13,11 @@ from typing import cast
 
 import torch
 import transformers
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import GENERATION_CONFIG_NAME
 
+from llmforge.answers.answer_format import AnswerFormat, end_of_sequence_ids
+from llmforge.answers.prompt_maker import PromptMaker
 from llmforge.checkpoint.find import CheckpointAddress, find_checkpoint
 from llmforge.checkpoint.names import FOLDER
 from llmforge.checkpoint.records import manifest_of
@@ -23,9 +26,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import CheckpointError
-from llmforge.inference.answer_format import AnswerFormat
 from llmforge.inference.exported import ExportRecord, read_export_record
-from llmforge.inference.prompt_maker import PromptMaker
 from llmforge.models.adapter_files import CONFIG_FILE, load_adapter
 from llmforge.models.folder import model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.load import DTYPES, Precision, load_base_model, load_tokenizer
@@ -52,6 +53,8 @@ class TrainedSource:
     """Bring its files to this machine; the folder with them, verified. Raises `LlmforgeError`."""
     fetch_small: Callable[[], Path]
     """As `fetch`, without the weights."""
+    cache_folder: Path
+    """Where the base model of an adapter comes to, if it lies in an object store."""
     is_export: bool = False
 
 
@@ -109,7 +112,7 @@ def load_source(source: TrainedSource) -> TrainedModel:
     folder = source.fetch()
     decoder = load_tokenizer(folder)
     model = _load_model(source, folder)
-    end_of_sequence_ids = _end_of_sequence_ids(model, decoder)
+    ends = end_of_sequence_ids(model.generation_config, decoder)
     # The job alone says how to sample: what the base model's publisher preferred would fill every gap.
     model.generation_config = GenerationConfig()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -117,7 +120,7 @@ def load_source(source: TrainedSource) -> TrainedModel:
         model=cast(PreTrainedModel, model.to(device).eval()),
         encoder=SegmentTokenizer(read_tokenizer_json(folder)),
         decoder=decoder,
-        end_of_sequence_ids=end_of_sequence_ids,
+        end_of_sequence_ids=ends,
         job=source.job,
         checkpoint=source.checkpoint,
     )
@@ -137,6 +140,14 @@ def read_prompt_maker(source: TrainedSource) -> PromptMaker:
     )
 
 
+def saved_end_of_sequence_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """What ends a text by the files of a model: its generation settings, else its architecture, and its tokenizer."""
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        return end_of_sequence_ids(GenerationConfig.from_pretrained(folder), tokenizer)
+    architecture = AutoConfig.from_pretrained(folder).get_text_config()
+    return end_of_sequence_ids(GenerationConfig.from_model_config(architecture), tokenizer)
+
+
 def quiet_transformers() -> None:
     """Let transformers report errors only: answers go to people and to other programs."""
     transformers.logging.set_verbosity_error()
@@ -153,6 +164,7 @@ def _checkpoint(store: CheckpointStore, info: CheckpointInfo, cache_folder: Path
         checkpoint=info,
         fetch=lambda: store.local_folder(info, target, needed),
         fetch_small=lambda: store.local_folder(info, target, _without_weights(needed)),
+        cache_folder=cache_folder,
     )
 
 
@@ -174,6 +186,7 @@ def _exported(storage: Storage, record: ExportRecord, cache_folder: Path) -> Tra
         checkpoint=info,
         fetch=lambda: fetch(paths),
         fetch_small=lambda: fetch(_without_weights(paths)),
+        cache_folder=cache_folder,
         is_export=True,
     )
 
@@ -184,16 +197,27 @@ def _without_weights(paths: list[str]) -> list[str]:
 
 def _load_model(source: TrainedSource, folder: Path) -> PreTrainedModel:
     job = source.job
-    precision = cast(Precision, job.precision)
-    if source.is_export and not (folder / CONFIG_FILE).is_file():
-        return load_base_model(folder, folder, precision=_exported_precision(folder) or precision)
-    if job.method == "full":
+    precision = weights_precision(source, folder)
+    if not has_adapter(source, folder):
         return load_base_model(folder, folder, precision=precision)
     architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
-    weights = model_folder(job.initial_base_model_ckpt_path or job.model_id, with_weights=True)
+    weights = model_folder(
+        job.initial_base_model_ckpt_path or job.model_id, with_weights=True, cache_folder=source.cache_folder
+    )
     # In few bits where it was trained so: the adapter has learnt to make up for their rounding.
     base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
     return cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
+
+
+def has_adapter(source: TrainedSource, folder: Path) -> bool:
+    """Whether a fetched model is an adapter over a base, and not whole weights."""
+    return (folder / CONFIG_FILE).is_file() if source.is_export else source.job.method != "full"
+
+
+def weights_precision(source: TrainedSource, folder: Path) -> Precision:
+    """What the weights of a fetched model are held in."""
+    written = _exported_precision(folder) if source.is_export and not has_adapter(source, folder) else None
+    return written or cast(Precision, source.job.precision)
 
 
 def _exported_precision(folder: Path) -> Precision | None:
@@ -201,9 +225,3 @@ def _exported_precision(folder: Path) -> Precision | None:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     written = f"torch.{config.get('dtype') or config.get('torch_dtype')}"
     return next((precision for precision, dtype in DTYPES.items() if str(dtype) == written), None)
-
-
-def _end_of_sequence_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id if model.generation_config else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*ids, tokenizer.eos_token_id] if token is not None)

@@ -67,7 +67,11 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
     """The loss chart first, then one for each other quantity that the records hold."""
     charts = []
     if any("train/loss" in record or "eval/loss" in record for record in records):
-        charts.append(Chart("Loss", _svg(_draw_loss, records, 360, 220), _svg(_draw_loss, records, 740, 490)))
+        draw_loss = _draw_curves("loss")
+        charts.append(Chart("Loss", _svg(draw_loss, records, 360, 220), _svg(draw_loss, records, 740, 490)))
+    for title, name in (("Accuracy on pairs", "reward_accuracy"), ("Reward margin", "reward_margin")):
+        if any(f"train/{name}" in record or f"eval/{name}" in record for record in records):
+            charts.append(Chart(title, _svg(_draw_curves(name), records, 360, 220)))
     for title, key, unit in (
         ("Learning rate", "train/lr", 1.0),
         ("Gradient norm", "train/grad_norm", 1.0),
@@ -113,16 +117,21 @@ def draw_lengths(lengths: Lengths) -> Chart:
     return Chart("Lengths", _figure(draw, 360, 220), _figure(draw, 740, 280))
 
 
-def _draw_loss(axes: Axes, records: Sequence[Record]) -> None:
-    train, evaluation = _line(records, "train/loss"), _line(records, "eval/loss")
-    if train.steps.size > 30:
-        _plot(axes, train, "train", width=1.1, alpha=0.3)
-        _plot(axes, _smoothed(train), "train", label="training, smoothed")
-    elif train.steps.size:
-        _plot(axes, train, "train", label="training")
-    if evaluation.steps.size:
-        _plot(axes, evaluation, "eval", label="evaluation", marker="o" if evaluation.steps.size <= 30 else "")
-    axes.legend(loc="upper right", frameon=False, labelcolor=_VARIABLES["text"])
+def _draw_curves(name: str) -> Callable[[Axes, Sequence[Record]], None]:
+    """What is measured in training and in evaluation alike."""
+
+    def draw(axes: Axes, records: Sequence[Record]) -> None:
+        train, evaluation = _line(records, f"train/{name}"), _line(records, f"eval/{name}")
+        if train.steps.size > 30:
+            _plot(axes, train, "train", width=1.1, alpha=0.3)
+            _plot(axes, _smoothed(train), "train", label="training, smoothed")
+        elif train.steps.size:
+            _plot(axes, train, "train", label="training")
+        if evaluation.steps.size:
+            _plot(axes, evaluation, "eval", label="evaluation", marker="o" if evaluation.steps.size <= 30 else "")
+        axes.legend(loc="upper right" if name == "loss" else "best", frameon=False, labelcolor=_VARIABLES["text"])
+
+    return draw
 
 
 def _draw_quantity(key: str, unit: float) -> Callable[[Axes, Sequence[Record]], None]:

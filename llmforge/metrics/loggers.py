@@ -15,12 +15,11 @@ import contextlib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from llmforge.errors import StorageError
+from llmforge.metrics.json_lines import read_json_lines, rewrite
 
 logger = logging.getLogger(__name__)
 
@@ -94,21 +93,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
     Raises StorageError for any other line that is no record, with its number, and FileNotFoundError.
     """
-    records: list[dict[str, float]] = []
-    lines = path.read_bytes().split(b"\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        record = _parse_record(line)
-        if record is not None:
-            records.append(record)
-        elif number < len(lines):
-            raise StorageError(
-                f"{path}:{number}: expected a JSON object with a `step` and numbers, found {_excerpt(line)}. Only the "
-                "last line of a metrics file may be broken (a run was killed while it wrote it). Delete that line, or "
-                "move the file away, and start again."
-            )
-    return records
+    return read_json_lines(path, _parse_record, "a JSON object with a `step` and numbers")
 
 
 def _trim(path: Path, last_step: int | None) -> None:
@@ -117,9 +102,7 @@ def _trim(path: Path, last_step: int | None) -> None:
     kept = [record for record in records if last_step is None or record["step"] <= last_step]
     if len(kept) < len(records):
         logger.info("%s: removed %d records after step %s", path, len(records) - len(kept), last_step)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(map(_to_line, kept)), encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    rewrite(path, map(_to_line, kept))
 
 
 def _to_line(record: Mapping[str, float]) -> str:
@@ -137,7 +120,3 @@ def _parse_record(line: bytes) -> dict[str, float] | None:
         return None
     record = {key: math.nan if value is None else value for key, value in found.items()}
     return record if all(isinstance(value, (int, float)) for value in record.values()) else None
-
-
-def _excerpt(line: bytes) -> str:
-    return repr(line[:60].decode("utf-8", errors="replace")) + ("..." if len(line) > 60 else "")

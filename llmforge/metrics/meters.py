@@ -13,6 +13,8 @@ A metric record is one flat mapping; it may hold any part of these keys, whose m
 - `train/padding_share`, `train/tflops_per_device`, `train/mfu`, `train/mfu_6n`;
 - `train/peak_memory_bytes`, `train/peak_memory_bytes_rank_0` and so on;
 - `eval/loss`, `eval/perplexity`, `eval/trained_tokens`, `eval/seconds`;
+- where pairs are compared, below both `train/` and `eval/`: `reward_chosen`, `reward_rejected`, `reward_margin`,
+  `reward_accuracy`, `log_probability_chosen`, `log_probability_rejected`, `kl`; they have no perplexity;
 - `save/seconds`.
 """
 
@@ -160,6 +162,14 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
+
+
+def loss_meaning(evaluation: Record) -> str:
+    """What an evaluation loss comes to: the share of pairs that are told apart, or a perplexity."""
+    if "eval/reward_accuracy" in evaluation:
+        return f"accuracy {evaluation['eval/reward_accuracy']:.1%}"
+    value = evaluation.get("eval/perplexity", perplexity(evaluation["eval/loss"]))
+    return f"perplexity {value:,.2f}" if value < 1e6 else f"perplexity {value:.3g}"
 
 
 def duration_text(seconds: float) -> str:

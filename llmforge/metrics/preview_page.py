@@ -29,7 +29,7 @@ class PageRow:
     number: int
     """Counted from 1 over all files."""
     place: str
-    """`file:line`."""
+    """`file:line`, and which answer of a pair it is."""
     segments: Sequence[ExampleSegment]
     """The training text."""
     turns: Sequence[PageTurn]

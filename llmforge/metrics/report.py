@@ -14,6 +14,8 @@ from llmforge.metrics.charts import draw_charts, draw_lengths
 from llmforge.metrics.data_facts import DataFacts
 from llmforge.metrics.meters import Record
 from llmforge.metrics.page import ExampleSegment, render_page, write_page
+from llmforge.metrics.sample_history import prompt_histories
+from llmforge.metrics.samples import Sample
 from llmforge.metrics.summary import best_evaluation, find_warnings, merge_records, summarise
 
 
@@ -54,6 +56,8 @@ class ReportData:
     commands: Mapping[str, str] = field(default_factory=dict)
     """How to use the model: what it is for -> the command line."""
     examples: Sequence[ReportExample] = ()
+    samples: Sequence[Sample] = ()
+    """Answers to the job's prompts at every evaluation."""
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -72,6 +76,8 @@ def render_report(data: ReportData) -> str:
         warnings=find_warnings(records),
         charts=draw_charts(records),
         evaluations=[record for record in records if "eval/loss" in record],
+        of_pairs=any("eval/reward_accuracy" in record for record in records),
         best_step=None if best is None else best["step"],
+        prompts=prompt_histories(data.samples),
         lengths_chart=None if data.facts is None else draw_lengths(data.facts.lengths),
     )

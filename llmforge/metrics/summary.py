@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmforge.metrics.meters import PARTS, RANK_MEMORY_PREFIX, Record, duration_text, perplexity
+from llmforge.metrics.meters import PARTS, RANK_MEMORY_PREFIX, Record, duration_text, loss_meaning
 from llmforge.metrics.stretches import Stretch, mean, padding_share, part_share, read_stretches
 
 _UNSEEN_CHARACTERS = re.compile(
@@ -137,7 +137,7 @@ def printable_text(text: str) -> str:
 
 
 def _best_evaluation_tile(records: Sequence[Record], best: Record) -> Tile:
-    details = [f"perplexity {decimal_text(perplexity(best['eval/loss']), 2)} at step {best['step']:,}"]
+    details = [f"{loss_meaning(best)} at step {best['step']:,}"]
     base = next((record["eval/loss"] for record in records if record["step"] == 0 and "eval/loss" in record), None)
     if base is not None:
         details.append(f"loss {decimal_text(base, 4)} before training")

@@ -19,11 +19,10 @@ from llmforge.config.job_memory import ModelSizes
 from llmforge.config.model import HubModel
 from llmforge.config.model_shape import ModelShape, read_model_shape
 from llmforge.errors import ModelError
+from llmforge.models.file_names import ADAPTER_FILES, SMALL_FILES, WEIGHT_FILES
 from llmforge.prompt.template_import import TokenizerTemplate
-
-SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
-ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
-WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+from llmforge.storage.cache import fetch_folder_to_cache
+from llmforge.storage.uri import is_s3
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,22 @@ def read_model_files(folder: Path) -> ModelFiles:
     )
 
 
-def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
+def adapter_rank(folder: Path) -> int:
+    """The largest rank that a layer of a saved adapter has."""
+    config = json.loads((folder / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    ranks: list[int] = [config["r"], *(config.get("rank_pattern") or {}).values()]
+    return max(ranks)
+
+
+def model_folder(reference: str | HubModel, *, with_weights: bool, cache_folder: Path | None = None) -> Path:
     """The local folder of a model: as it stands, or fetched from the hub into its cache (once per node).
 
-    Raises `ModelError` where there is neither such a folder nor such a repository.
+    With a `cache_folder` also from S3, once per node too. Raises `ModelError` where there is neither such a folder nor
+    such a repository, and `StorageError`.
     """
+    patterns = SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES
+    if cache_folder is not None and isinstance(reference, str) and is_s3(reference):
+        return fetch_folder_to_cache(reference, cache_folder, patterns)
     repo_id, revision = (
         (reference.repo_id, reference.revision) if isinstance(reference, HubModel) else (reference, None)
     )
@@ -78,14 +88,14 @@ def model_folder(reference: str | HubModel, *, with_weights: bool) -> Path:
         return Path(repo_id)
     if repo_id.startswith((".", "/", "~")) or repo_id.count("/") > 1:
         raise ModelError(f"{repo_id}: no such model folder; check the path, or name a model of the hub as owner/name")
-    return _fetch(repo_id, revision, SMALL_FILES + WEIGHT_FILES if with_weights else SMALL_FILES)
+    return _fetch(repo_id, revision, patterns)
 
 
-def adapter_folder(reference: str | HubModel) -> Path:
+def adapter_folder(reference: str | HubModel, cache_folder: Path) -> Path:
     """As `model_folder`, for a LoRA adapter."""
     if isinstance(reference, HubModel) and not Path(reference.repo_id).is_dir():
         return _fetch(reference.repo_id, reference.revision, ADAPTER_FILES)
-    return model_folder(reference, with_weights=True)
+    return model_folder(reference, with_weights=True, cache_folder=cache_folder)
 
 
 def _fetch(repo_id: str, revision: str | None, patterns: list[str]) -> Path:

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from llmforge.config.prompt_format import PromptFormat, template_parts
 from llmforge.prompt.messages import Conversation, Message
 
-Task = Literal["instruction_tuning", "causal_lm", "classification"]
+Task = Literal["instruction_tuning", "causal_lm", "classification", "preference_tuning"]
 TrainOn = Literal["all_turns", "last_turn"]
 
 
@@ -77,7 +77,7 @@ def render(
     text in front of it is that of its prompt, also under `system_in_last_user`.
     """
     turns = conversation.turns
-    last_only = task == "classification" or train_on == "last_turn"
+    last_only = trains_last_only(task, train_on)
     weights = [message.weight for message in turns]
     if last_only:
         weights = [0.0] * (len(turns) - 1) + weights[-1:]
@@ -87,6 +87,11 @@ def render(
     return _render(
         conversation, prompt_format, templates, weights, trains_prompts=trains_prompts, system_turn=system_turn
     )
+
+
+def trains_last_only(task: Task, train_on: TrainOn) -> bool:
+    """Whether of a conversation the last answer alone carries loss."""
+    return task in ("classification", "preference_tuning") or train_on == "last_turn"
 
 
 def render_prompt(messages: Sequence[Message], prompt_format: PromptFormat) -> str:

@@ -1,4 +1,4 @@
-"""Single files that the user names, wherever they are: fetched to this machine once a version, and told apart.
+"""Files that the user names, wherever they are: fetched to this machine once a version, and told apart.
 
 Local paths are used where they stand. An object of S3 is known by its address, ETag and size, so a changed one is
 fetched anew and never mixed up with the old. What is made of a file, such as its text unpacked, is kept beside. Safe
@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from llmforge.errors import StorageError
 from llmforge.storage import files
+from llmforge.storage.manifest import fetch_folder, read_manifest
+from llmforge.storage.parallel import in_parallel
 from llmforge.storage.patience import patiently
 from llmforge.storage.s3 import ObjectFacts, S3Storage
 from llmforge.storage.types import NotFoundError
@@ -107,6 +110,30 @@ def fetch_to_cache(uri: str, cache_folder: Path, version: str | None = None) -> 
     return target
 
 
+def fetch_folder_to_cache(uri: str, cache_folder: Path, patterns: Sequence[str]) -> Path:
+    """A local folder with the files that stand directly in a folder of S3 and have one of these names.
+
+    Fetched once a version on this machine. By the SHA-256 of its manifest where the folder has one, as checkpoints and
+    exports do; else by size and ETag. Raises `NotFoundError`, `ChangedError` and `DamagedError`.
+    """
+    storage = S3Storage.from_uri(uri)
+    listed = [file.key for file in patiently(storage.list) if any(fnmatch(file.key, name) for name in patterns)]
+    names = [name for name in listed if "/" not in name]
+    if not names:
+        raise NotFoundError(f"{uri}: holds none of {', '.join(patterns)}. Check the address.")
+    versions = dict(zip(names, in_parallel(lambda name: _stored_version(storage, name), names, 8), strict=True))
+    target = cache_folder / _cache_name(uri, *(f"{name}:{version}" for name, version in versions.items()))
+    with files.explained("write the folder", target), files.exclusive(target.with_suffix(".lock")):
+        missing = [name for name, version in versions.items() if not _is_whole(target / name, version)]
+        manifest = read_manifest(storage, "") if missing else None
+        if manifest is not None:
+            own = {record.path for record in manifest.files}
+            fetch_folder(storage, "", manifest, target, [name for name in missing if name in own])
+            missing = [name for name in missing if name not in own]
+        in_parallel(lambda name: _download(storage, name, versions[name], target / name), missing, 2)
+    return target
+
+
 def make_in_cache(uri: str, version: str, name: str, cache_folder: Path, write: Callable[[Path], None]) -> Path:
     """The file that `write` makes of one version of `uri`, made once on this machine.
 
@@ -156,11 +183,15 @@ def _download(storage: S3Storage, key: str, version: str, target: Path) -> None:
     uri = f"{storage.root_uri}/{key}"
     with files.atomic_target(target) as partial:
         # The version came from this server, so what stops it now is a disturbance and no wrong address.
-        if _version_of(patiently(lambda: storage.describe(key))) != version:
+        if _stored_version(storage, key) != version:
             raise changed(uri)
         patiently(lambda: storage.download(key, partial))
-        if not _is_whole(partial, version) or _version_of(patiently(lambda: storage.describe(key))) != version:
+        if not _is_whole(partial, version) or _stored_version(storage, key) != version:
             raise changed(uri)
+
+
+def _stored_version(storage: S3Storage, key: str) -> str:
+    return _version_of(patiently(lambda: storage.describe(key)))
 
 
 def _version_of(facts: ObjectFacts) -> str:

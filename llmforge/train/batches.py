@@ -12,12 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llmforge.config.batch_size import micro_batches_per_worker
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.shards import Sample, SampleReader, sample_order
 from llmforge.models.document_attention import Documents
+from llmforge.train.answer_pairs import AnswerPairs, answer_pairs
 
 EMPTY = -1
-"""Fills up the last global batch of an epoch: a sample without labels, which adds nothing to loss or gradient."""
+"""Fills up the last global batch of an epoch, and one that the workers cannot share equally: a sample without labels,
+which adds nothing to loss or gradient."""
 EMPTY_SAMPLE = Sample(
     np.zeros(1, dtype=np.int32), np.full(1, IGNORED_LABEL, dtype=np.int32), np.ones(1, dtype=np.int32)
 )
@@ -31,6 +34,10 @@ class Layout:
     """All samples of a micro-batch in one row without padding, for attention by documents; else one row for each."""
     pad_to: int | None = None
     """Tokens of every sample, padding included; None: those of the longest, or none at all in one row."""
+    of_pairs: bool = False
+    """Every two examples are a chosen and a rejected answer."""
+    alone: bool = False
+    """Every example is laid out as a sample of its own."""
 
 
 ROWS = Layout()
@@ -53,6 +60,9 @@ class Batch:
     documents: Documents | None = None
     """Where the layout is by documents: the examples of the row, and its padding as one more of each sample."""
 
+    pairs: AnswerPairs | None = None
+    """Where the examples are pairs."""
+
     num_token_pairs: int = 0
     """Squares of the lengths of the examples, added up: what attention works through, twice over."""
 
@@ -74,6 +84,7 @@ class Batch:
             move(self.targets),
             None if self.weights is None else move(self.weights),
             None if self.documents is None else self.documents.to(device),
+            None if self.pairs is None else self.pairs.by(move),
             self.num_token_pairs,
         )
 
@@ -86,6 +97,7 @@ class Batch:
             self.targets.pin_memory(),
             None if self.weights is None else self.weights.pin_memory(),
             self.documents,
+            None if self.pairs is None else self.pairs.by(torch.Tensor.pin_memory),
             self.num_token_pairs,
         )
 
@@ -98,7 +110,8 @@ class StepBatches:
     num_trained_tokens: int
     """Of the global batch."""
     loss_weight: float
-    """Weights of these tokens added up: the denominator of the loss, their number where all weigh 1."""
+    """The denominator of the loss: weights of these tokens added up, which is their number where all weigh 1; of pairs
+    their number."""
     num_tokens: int
     """Of the global batch, without padding."""
 
@@ -111,7 +124,7 @@ class TrainingBatches:
         reader: SampleReader,
         *,
         micro_batch_size: int,
-        num_micro_batches: int,
+        sequences_per_step: int,
         rank: int,
         num_workers: int,
         seed: int = 0,
@@ -119,6 +132,9 @@ class TrainingBatches:
         layout: Layout = ROWS,
     ) -> None:
         self._reader = reader
+        self.sequences_per_step = sequences_per_step
+        """Of the global batch, whoever computes it."""
+        num_micro_batches = micro_batches_per_worker(sequences_per_step, micro_batch_size, num_workers)
         self._shape = (num_micro_batches, num_workers, micro_batch_size)
         self._rank = rank
         self._seed = seed
@@ -130,11 +146,6 @@ class TrainingBatches:
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one pass over the samples; the last one may be partly empty."""
         return -(-len(self._reader) // self.sequences_per_step)
-
-    @property
-    def sequences_per_step(self) -> int:
-        """Of the global batch."""
-        return int(np.prod(self._shape))
 
     @property
     def num_trained_tokens(self) -> int:
@@ -170,7 +181,7 @@ class TrainingBatches:
         """Sample indexes of all steps of an epoch, shape (steps, micro-batches, workers, sequences)."""
         if self._epoch_plan is None or self._epoch_plan[0] != epoch:
             order = sample_order(len(self._reader), self._seed, epoch, shuffle=self._shuffle)
-            self._epoch_plan = (epoch, plan_steps(order, self._shape))
+            self._epoch_plan = (epoch, plan_steps(order, self.sequences_per_step, self._shape))
         return self._epoch_plan[1]
 
     def _batches(self, plan: NDArray[np.int64]) -> StepBatches:
@@ -187,21 +198,24 @@ class TrainingBatches:
         return EMPTY_SAMPLE if index == EMPTY else self._reader[int(index)]
 
 
-def plan_steps(order: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.int64]:
+def plan_steps(order: NDArray[np.int64], sequences_per_step: int, shape: tuple[int, int, int]) -> NDArray[np.int64]:
     """Deal samples out to steps; shape (steps, micro-batches, workers, sequences).
 
     The samples of a step are a run of `order`, whatever the number of workers, so another split of the same global
-    batch takes the same samples in the same steps.
+    batch takes the same samples in the same steps. What a split has room for beyond them stays empty.
     """
-    global_batch = int(np.prod(shape))
-    num_steps = -(-len(order) // global_batch)
-    padded = np.full(num_steps * global_batch, EMPTY, dtype=np.int64)
+    num_steps = -(-len(order) // sequences_per_step)
+    padded = np.full(num_steps * sequences_per_step, EMPTY, dtype=np.int64)
     padded[: len(order)] = order
-    return padded.reshape(num_steps, *shape)
+    plan = np.full((num_steps, int(np.prod(shape))), EMPTY, dtype=np.int64)
+    plan[:, :sequences_per_step] = padded.reshape(num_steps, sequences_per_step)
+    return plan.reshape(num_steps, *shape)
 
 
 def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
     """Lay samples out. Padding has no label and is seen by nobody."""
+    if layout.alone:
+        samples = [example for sample in samples for example in sample.alone()]
     lengths = np.array([len(sample.input_ids) for sample in samples])
     width = max(layout.pad_to or 0, int(lengths.max()))
     if layout.by_documents:
@@ -227,6 +241,7 @@ def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
         targets=torch.from_numpy(input_ids[places % len(input_ids)]),
         weights=None if weights is None else torch.from_numpy(weights),
         documents=Documents.of(documents.tolist()) if layout.by_documents else None,
+        pairs=answer_pairs([one for one in samples if one.num_trained_tokens]) if layout.of_pairs else None,
         num_token_pairs=sum(int(np.square(sample.example_lengths.astype(np.int64)).sum()) for sample in samples),
     )
 

@@ -6,26 +6,33 @@ polled, about once a second.
 """
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from llmforge.metrics.samples import Sample
 from llmforge.train.requests import Request
 
 POLL_SECONDS = 0.2
+QUIET_SECONDS = 15.0
+"""A worker group that has not beaten for so long is gone, or can no longer answer."""
 
 
 @dataclass(frozen=True)
 class Event:
     """One thing that happened in the run, sent by rank 0 or by Ray Train's controller."""
 
-    kind: Literal["phase", "message", "started", "metrics", "checkpoint", "timing", "failure", "stopped"]
+    kind: Literal[
+        "phase", "message", "started", "metrics", "samples", "checkpoint", "timing", "failure", "stopped", "waiting"
+    ]
     step: int = 0
     text: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,14 @@ class Mailbox:
         self._request = Request()
         self._num_groups = 0
         self._is_group_alive = False
+        self._is_leaving = False
+        self._beaten_at = 0.0
 
     def put(self, event: Event) -> None:
         """Add an event."""
         self._events.append(event)
+        if event.kind == "stopped":
+            self.end_group()
 
     def take(self) -> list[Event]:
         """All events since the last call, in order."""
@@ -75,12 +86,14 @@ class Mailbox:
         """A worker group has started; its number, counted from 1."""
         self._num_groups += 1
         self._is_group_alive = True
+        self._is_leaving = False
+        self._beaten_at = time.monotonic()
         self._beats = {}
         self._request = Request(stop=self._request.stop)
         return self._num_groups
 
     def end_group(self) -> None:
-        """The newest worker group has failed: what its ranks may still say does not count."""
+        """The newest worker group has failed or left: what its ranks may still say does not count."""
         self._is_group_alive = False
         self._beats = {}
 
@@ -88,11 +101,20 @@ class Mailbox:
         """Keep the beat of a rank of the newest worker group, and tell what is asked of all."""
         if self._is_group_alive and beat.group == self._num_groups:
             self._beats[beat.rank] = beat
-        return self._request
+            self._beaten_at = time.monotonic()
+        return replace(self._request, stop=True) if self._is_leaving else self._request
 
     def beats(self) -> list[Beat]:
         """The last beat of every rank of the newest worker group."""
         return list(self._beats.values())
+
+    def is_group_moving(self) -> bool:
+        """Whether there is a worker group that can be asked for something."""
+        return self._is_group_alive and time.monotonic() - self._beaten_at < QUIET_SECONDS
+
+    def let_leave(self) -> None:
+        """The newest worker group is to save and leave; another follows."""
+        self._is_leaving = True
 
     def ask(self, request: Request) -> None:
         """From now on this is asked of the workers."""

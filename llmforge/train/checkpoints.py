@@ -9,7 +9,7 @@ rule are `llmforge.checkpoint`'s; this module knows what belongs inside.
 """
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from llmforge.checkpoint.queue import CAPACITY, SaveQueue
 from llmforge.checkpoint.staging import StagedPart, Staging
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
 from llmforge.errors import CheckpointError
-from llmforge.metrics.loggers import METRICS_FILE
 from llmforge.models.adapter_files import save_adapter
 from llmforge.storage.files import check_free_space
 from llmforge.storage.local import LocalStorage
@@ -57,9 +56,11 @@ class RunIdentity:
 
     def metadata(self, state: TrainerState) -> dict[str, JsonValue]:
         """For the commit record: what is to be known without opening any file."""
+        evaluation = state.evaluations[-1] if state.is_evaluated() else None
         return {
             "step": state.step,
-            "eval_loss": state.evaluations[-1].loss if state.is_evaluated() else None,
+            "eval_loss": None if evaluation is None else evaluation.loss,
+            **({} if evaluation is None or evaluation.score is None else {"eval_score": evaluation.score}),
             "data": self.data_prefix,
             "sequences_per_step": self.sequences_per_step,
         }
@@ -72,12 +73,13 @@ class _Snapshot:
     state: TrainerState
     optimizer: OptimizerState
     weights: dict[str, torch.Tensor]
-    metrics: bytes
+    records: Mapping[str, bytes]
+    """By the names of their files."""
 
     @property
     def size_bytes(self) -> int:
         tensors = (*self.optimizer.tensors.values(), *self.weights.values())
-        return sum(tensor.nbytes for tensor in tensors) + len(self.metrics) + _SMALL_FILES_BYTES
+        return sum(tensor.nbytes for tensor in tensors) + sum(map(len, self.records.values())) + _SMALL_FILES_BYTES
 
 
 @dataclass
@@ -89,8 +91,8 @@ class CheckpointWriter:
     engine: TrainingEngine
     tokenizer: PreTrainedTokenizerFast
     identity: RunIdentity
-    metrics_file: Path
-    """Of rank 0: the curves up to now."""
+    record_files: Sequence[Path]
+    """Of rank 0: the curves and the answers up to now, as far as there are any."""
     num_to_keep: int
     supervision: Supervision
     on_commit: Callable[[CheckpointInfo], None]
@@ -150,8 +152,8 @@ class CheckpointWriter:
             update={"num_updates": optimizer_state.num_updates, "loss_scaler": optimizer_state.loss_scaler}, deep=True
         )
         weights = self.engine.weights(trainable_only=isinstance(self.engine.module, PeftModel))
-        metrics = self.metrics_file.read_bytes() if self.engine.rank == 0 else b""
-        return _Snapshot(saved, optimizer_state, weights, metrics)
+        files = [file for file in self.record_files if self.engine.rank == 0 and file.is_file()]
+        return _Snapshot(saved, optimizer_state, weights, {file.name: file.read_bytes() for file in files})
 
     def _write(self, name: str, snapshot: _Snapshot, metadata: dict[str, JsonValue]) -> StagedPart:
         check_free_space(self.staging.root, snapshot.size_bytes, "a checkpoint")
@@ -171,7 +173,8 @@ class CheckpointWriter:
         self.tokenizer.save_pretrained(folder)
         (folder / RESOLVED_JOB_FILE).write_text(self.identity.resolved_job, encoding="utf-8")
         (folder / STATE_FILE).write_text(snapshot.state.model_dump_json(indent=2))
-        (folder / METRICS_FILE).write_bytes(snapshot.metrics)
+        for name, data in snapshot.records.items():
+            (folder / name).write_bytes(data)
 
     def _upload(self, part: StagedPart) -> None:
         upload_part(self.store, self.staging, part)

@@ -6,14 +6,15 @@ missing. It knows nothing of training.
 
 import logging
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
+from llmforge.config.demand import OR_WAIT, describe_shortage
 from llmforge.config.job import JobConfig
 from llmforge.errors import ClusterError
+from llmforge.train.autoscaler import view_autoscaler
 
 RAY_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a failure, of the workers is noticed
@@ -21,21 +22,21 @@ RAY_SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-WAIT_SECONDS = 20.0
-ROUNDING = 1e-6
-"""Amounts are fractions such as 0.1, and 3 x 0.1 > 0.3 in floating point."""
 
 
 @dataclass(frozen=True)
 class ClusterFacts:
     """What the cluster has."""
 
-    resources: Mapping[str, float]
+    nodes: Sequence[Mapping[str, float]]
+    """Resources of each, used or not."""
+    can_grow: bool = False
+    """An autoscaler adds nodes where they are asked for."""
 
     @property
     def num_gpus(self) -> float:
         """GPUs of all nodes."""
-        return self.resources.get("GPU", 0)
+        return sum(node.get("GPU", 0.0) for node in self.nodes)
 
 
 def start_ray(*, verbose: bool) -> None:
@@ -69,55 +70,16 @@ def is_remote() -> bool:
 
 
 def cluster_facts() -> ClusterFacts:
-    """What all nodes together have, used or not."""
-    return ClusterFacts(ray.cluster_resources())
-
-
-def resources_per_worker(job: JobConfig) -> dict[str, float]:
-    """What each training worker asks Ray for.
-
-    Ray Train gives all workers the same, so `trainer_resources`, meant for the first worker, holds for all of them.
-    """
-    device = {"GPU": 1.0} if job.accelerator == "gpu" else {"CPU": 1.0}
-    resources = dict(job.worker_resources or {})
-    for key, amount in (job.trainer_resources or {}).items():
-        resources[key] = max(amount, resources.get(key, 0.0))
-    return {**device, **resources}
+    """What there is, used or not."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return ClusterFacts(nodes, can_grow=view_autoscaler() is not None)
 
 
 def check_resources(job: JobConfig, facts: ClusterFacts) -> None:
-    """Raise `ClusterError` at once where the workers could never all start."""
-    missing = []
-    for name, amount in resources_per_worker(job).items():
-        needed, available = amount * job.num_devices, facts.resources.get(name, 0.0)
-        if needed > available + ROUNDING:
-            missing.append(
-                f"  {name}: {job.num_devices} x {amount:g} = {needed:g} needed, the cluster has {available:g}"
-            )
-    if missing:
-        raise ClusterError(
-            "num_devices: the cluster is too small for the training workers:\n"
-            + "\n".join(missing)
-            + "\nlower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes"
-        )
+    """Raise `ClusterError` at once where the workers could never all start.
 
-
-def wait_for_resources(job: JobConfig, seconds: float = WAIT_SECONDS) -> None:
-    """Wait a little while other work frees what the workers need; raise `ClusterError` if it does not."""
-    deadline = time.monotonic() + seconds
-    while True:
-        available = ray.available_resources()
-        lacking = {
-            name: f"{amount * job.num_devices:g} needed, {available.get(name, 0.0):g} free"
-            for name, amount in resources_per_worker(job).items()
-            if available.get(name, 0.0) + ROUNDING < amount * job.num_devices
-        }
-        if not lacking:
-            return
-        if time.monotonic() > deadline:
-            listed = "\n".join(f"  {name}: {text}" for name, text in lacking.items())
-            raise ClusterError(
-                f"the cluster is busy; after {seconds:g} s the training workers still lack:\n{listed}\n"
-                "stop other jobs, lower num_devices, or start again later"
-            )
-        time.sleep(0.2)
+    A cluster that can grow, and a job that says how long it waits, are given their time.
+    """
+    shortage = describe_shortage(job, facts.nodes)
+    if shortage is not None and not facts.can_grow and not job.resource_timeout_seconds:
+        raise ClusterError(f"{shortage}, {OR_WAIT}")

@@ -6,7 +6,7 @@ gradients, weights and optimizer state as plain named tensors. It does not know 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import deepspeed
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from llmforge.train.batches import Batch, StepBatches
-from llmforge.train.losses import NextTokenLoss
+from llmforge.train.losses import Computed, NextTokenLoss
 from llmforge.train.memory import peak_memory_bytes
 from llmforge.train.optimizer_state import (
     OptimizerState,
@@ -48,6 +48,8 @@ class StepResult:
     """Of this rank: `forward`, `backward`, `optimizer`."""
     notice: int = 0
     """The number that rank 0 gave to the step."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the task measures beside its loss, as means in the same way."""
 
 
 def start_deepspeed(device: torch.device) -> None:
@@ -84,6 +86,11 @@ class TrainingEngine:
         return next(p.element_size() for _, p in self._trainable())
 
     @property
+    def is_partitioned(self) -> bool:
+        """Whether the weights lie in parts on the ranks, so that every pass over the model needs all of them."""
+        return bool(self._engine.zero_optimization_partition_weights())
+
+    @property
     def module(self) -> torch.nn.Module:
         """The model itself, as it was given."""
         return cast(torch.nn.Module, self._engine.module.model)
@@ -95,11 +102,12 @@ class TrainingEngine:
         """
         self._set_learning_rate(learning_rate)
         clock = StepClock(self.device)
-        loss, grad_norm = self._accumulate(batches.micro_batches, 1 / (batches.loss_weight or 1.0), clock)
+        weight = batches.loss_weight or 1.0
+        sums, grad_norm = self._accumulate(batches.micro_batches, 1 / weight, clock)
         numbers = [notice if self.rank == 0 else 0, *_sizes(batches.micro_batches)]
-        loss_sum, agreed_notice, num_positions, num_token_pairs, *peaks = self._sum(loss, numbers)
+        (loss, *measured), (agreed_notice, num_positions, num_token_pairs, *peaks) = self._sum(sums, numbers)
         return StepResult(
-            loss=loss_sum / (batches.loss_weight or 1.0),
+            loss=loss / weight,
             grad_norm=grad_norm if grad_norm is not None else float(self._engine.get_global_grad_norm()),
             learning_rate=learning_rate,
             num_trained_tokens=batches.num_trained_tokens,
@@ -109,6 +117,7 @@ class TrainingEngine:
             peak_memory_bytes=tuple(int(peak) for peak in peaks),
             part_seconds=clock.seconds(),
             notice=int(agreed_notice),
+            measures=dict(zip(self._measure_names, (total / weight for total in measured), strict=True)),
         )
 
     def rehearse(self, batch: Batch) -> None:
@@ -125,17 +134,16 @@ class TrainingEngine:
     ) -> tuple[torch.Tensor, float | None]:
         """Forward and backward over micro-batches, then one update of the weights.
 
-        Gives this rank's loss, summed, and the norm of the gradient where DeepSpeed does not measure it. The gradient
-        is that of the sum over all ranks times `factor`.
+        Gives this rank's loss and measures, summed, and the norm of the gradient where DeepSpeed does not measure it.
+        The gradient is that of the sum over all ranks times `factor`.
         """
         self._engine.train()
         # DeepSpeed divides by the accumulation steps and averages over the ranks.
         scale = self.num_workers * self._engine.gradient_accumulation_steps() * factor
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = self._zeros()
         grad_norm: float | None = None
         for batch in batches:
-            loss = self._engine(batch.to(self.device))
-            total += loss.detach()
+            loss = self._compute(batch, total)
             clock.mark("forward")
             self._engine.backward(loss * scale)
             clock.mark("backward")
@@ -145,30 +153,51 @@ class TrainingEngine:
             clock.mark("optimizer")
         return total, grad_norm
 
-    def _sum(self, loss: torch.Tensor, numbers: Sequence[int]) -> list[float]:
-        """The loss and the numbers, added up over all ranks, and behind them the peak memory of each of them, all in
-        one exchange.
+    @property
+    def _measure_names(self) -> tuple[str, ...]:
+        return cast(NextTokenLoss, self._engine.module).measure_names
+
+    def _zeros(self) -> torch.Tensor:
+        """For the sums of the loss and of what is measured beside it."""
+        return torch.zeros(1 + len(self._measure_names), dtype=torch.float64, device=self.device)
+
+    def _compute(self, batch: Batch, total: torch.Tensor) -> torch.Tensor:
+        """The loss of a micro-batch with its graph; adds it and the measures to `total`."""
+        computed: Computed = self._engine(batch.to(self.device))
+        loss, measures = computed if isinstance(computed, tuple) else (computed, None)
+        total[0] += loss.detach()
+        if measures is not None:
+            total[1:] += measures
+        return loss
+
+    def _sum(self, sums: torch.Tensor, numbers: Sequence[int]) -> tuple[list[float], list[float]]:
+        """The loss and the measures, and the numbers, all added up over all ranks, and behind the latter the peak
+        memory of each of them, in one exchange.
         """
         # Whole numbers below 2^53 are themselves in double precision.
         peaks = [0] * self.num_workers
         peaks[self.rank] = peak_memory_bytes(self.device)
-        own = torch.tensor([0, *numbers, *peaks], dtype=torch.float64).to(self.device)
-        own[0] = loss
+        own = torch.cat([sums, torch.tensor([*numbers, *peaks], dtype=torch.float64).to(self.device)])
         dist.all_reduce(own)
         summed: list[float] = own.tolist()
-        return summed
+        return summed[: len(sums)], summed[len(sums) :]
 
-    @torch.no_grad()
     def evaluate(self, batches: Iterable[Batch]) -> float:
         """Loss summed over the trained tokens of all ranks' batches, in nats; every rank brings equally many
         batches.
         """
+        return self.measure(batches)[0]
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch]) -> tuple[float, dict[str, float]]:
+        """As `evaluate`, and what the task measures beside its loss, summed in the same way."""
         self._engine.eval()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = self._zeros()
         for batch in batches:
-            total += self._engine(batch.to(self.device))
+            self._compute(batch, total)
         dist.all_reduce(total)
-        return float(total.item())
+        loss, *measured = total.tolist()
+        return loss, dict(zip(self._measure_names, measured, strict=True))
 
     def weights(self, *, trainable_only: bool) -> dict[str, torch.Tensor]:
         """All weights (or the trained ones) in full, on the CPU of rank 0; the other ranks get an empty mapping."""

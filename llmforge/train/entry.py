@@ -4,6 +4,7 @@ The driver, and Ray Train's controller process, load this module and not the wor
 take seconds to import, and only the workers need them.
 """
 
+import gc
 import os
 import time
 from importlib import import_module
@@ -17,6 +18,7 @@ def start_worker(task: WorkerTask) -> None:
         os.chdir(task.working_folder)
     entered_at = time.time()
     worker = import_module("llmforge.train.worker")
+    gc.freeze()  # DeepSpeed collects garbage many times as it starts, and what the imports have made is none
     start_seconds = {
         "worker: start by Ray Train": entered_at - task.sent_at,
         "worker: imports of torch, transformers, deepspeed, peft": time.time() - entered_at,

@@ -1,7 +1,7 @@
 """Evaluation on the validation split: the same loss as in training, weighted by tokens."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from llmforge.train.batches import Batch, TrainingBatches
 from llmforge.train.engine import TrainingEngine
@@ -14,6 +14,8 @@ class EvaluationResult:
     loss: float
     """Mean over all trained tokens, in nats."""
     num_trained_tokens: int
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the task measures beside its loss, as means in the same way."""
 
 
 def evaluate(
@@ -28,5 +30,7 @@ def evaluate(
             advance()
             yield from batches.step(index).micro_batches
 
-    total = engine.evaluate(counted())
-    return EvaluationResult(total / batches.loss_weight, batches.num_trained_tokens)
+    total, measured = engine.measure(counted())
+    weight = batches.loss_weight
+    measures = {name: value / weight for name, value in measured.items()}
+    return EvaluationResult(total / weight, batches.num_trained_tokens, measures)

@@ -34,6 +34,8 @@ class LoopPlan:
     eval_first: bool
     early_stopping: EarlyStopping | None
     seed: int
+    best_by: str | None = None
+    """The measure of an evaluation that says which one is best, higher is better; None: its loss."""
 
     def evaluation_due(self, state: TrainerState) -> bool:
         """Whether the weights as they stand are to be evaluated."""
@@ -98,6 +100,8 @@ class LoopParts:
     meter: StepMeter
     operations: StepOperations
     """Of the model, to tell how much of the devices is used."""
+    answer_prompts: Callable[[int], None] | None = None
+    """Answers the job's prompts behind an evaluation, of which it is told the step. None without prompts."""
 
 
 def train(parts: LoopParts, state: TrainerState, plan: LoopPlan) -> None:
@@ -175,15 +179,23 @@ def _evaluate(parts: LoopParts, evaluate: Callable[[], EvaluationResult], state:
     parts.supervision.enter("evaluating", state.step)
     started = time.perf_counter()
     result = evaluate()
-    state.evaluations.append(Evaluation(step=state.step, loss=result.loss))
+    score = None if plan.best_by is None else result.measures[plan.best_by]
+    state.evaluations.append(Evaluation(step=state.step, loss=result.loss, score=score))
+    measures = {f"eval/{name}": value for name, value in result.measures.items()}
     record = {
         "epoch": state.step / plan.steps_per_epoch,
         "eval/loss": result.loss,
-        "eval/perplexity": perplexity(result.loss),
+        **(measures or {"eval/perplexity": perplexity(result.loss)}),
         "eval/trained_tokens": result.num_trained_tokens,
         "eval/seconds": time.perf_counter() - started,
     }
     parts.logger.log(record, state.step)
+    if parts.answer_prompts is not None:
+        parts.supervision.enter("answering prompts", state.step)
+        started = time.perf_counter()
+        parts.answer_prompts(state.step)
+        seconds = time.perf_counter() - started
+        parts.logger.log({"epoch": state.step / plan.steps_per_epoch, "eval/samples_seconds": seconds}, state.step)
 
 
 def _record(result: StepResult, state: TrainerState, plan: LoopPlan, meter: StepMeter) -> dict[str, float]:
@@ -192,5 +204,6 @@ def _record(result: StepResult, state: TrainerState, plan: LoopPlan, meter: Step
         "train/loss": result.loss,
         "train/lr": result.learning_rate,
         "train/grad_norm": result.grad_norm,
+        **{f"train/{name}": value for name, value in result.measures.items()},
         **meter.read(),
     }

@@ -25,6 +25,9 @@ from llmforge.errors import ModelError
 from llmforge.models.liger import FusedLoss
 from llmforge.train.batches import Batch
 
+Computed = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+"""A loss, or a loss and beside it what was measured, both summed."""
+
 
 class NextTokenLoss(torch.nn.Module):
     """Cross entropy of every trained token given what stands before it in its own example, times its weight, summed."""
@@ -40,21 +43,26 @@ class NextTokenLoss(torch.nn.Module):
             self.head.use(fused_loss)
         self.uses_own_logits = False
         """Whether the model computes its logits itself, all at once, and not `head`."""
+        self.measure_names: tuple[str, ...] = ()
+        """What is measured beside the loss."""
 
     @property
     def _base(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
-    def forward(self, batch: Batch) -> torch.Tensor:
+    def forward(self, batch: Batch) -> Computed:
         """The sum, a scalar in float32."""
         if self.uses_own_logits:
-            return weighted_cross_entropy(self._own_logits(batch), batch.targets, batch.weights)
-        hidden = self._base.get_decoder()(**_inputs(batch)).last_hidden_state
-        return cast(
-            torch.Tensor, self.head(hidden.flatten(0, 1).index_select(0, batch.positions), batch.targets, batch.weights)
-        )
+            return weighted_cross_entropy(self.own_logits(batch), batch.targets, batch.weights)
+        return cast(torch.Tensor, self.head(self.hidden_states(batch), batch.targets, batch.weights))
 
-    def _own_logits(self, batch: Batch) -> torch.Tensor:
+    def hidden_states(self, batch: Batch) -> torch.Tensor:
+        """What the output layer is given at the trained positions; shape (positions, hidden size)."""
+        hidden: torch.Tensor = self._base.get_decoder()(**_inputs(batch)).last_hidden_state
+        return hidden.flatten(0, 1).index_select(0, batch.positions)
+
+    def own_logits(self, batch: Batch) -> torch.Tensor:
+        """As the model itself computes them at the trained positions; shape (positions, vocabulary)."""
         if batch.documents is None:
             return cast(torch.Tensor, self._base(**_inputs(batch)).logits.flatten(0, 1)[batch.positions])
         return cast(torch.Tensor, self._base(**_inputs(batch), logits_to_keep=batch.positions).logits[0])
@@ -109,11 +117,15 @@ class OutputLoss(torch.nn.Module):
         """Of all tokens of the vocabulary, shape (positions, vocabulary); `hidden` (positions, hidden size)."""
         return self._scale(self.layer.forward(hidden))  # not called, so that no hook of ZeRO-3 runs for each chunk
 
-    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-        """Cross entropy times `weights`, summed, a scalar in float32.
+    def forward(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *, each: bool = False
+    ) -> torch.Tensor:
+        """Cross entropy times `weights`, summed, a scalar in float32; or that of `each` position, without a gradient.
 
         `hidden` has shape (positions, hidden size), `targets` and `weights` (positions,).
         """
+        if each:
+            return self._each(hidden, targets)
         if self._fused_loss is not None and weights is None:
             return self._fused_loss(hidden, cast(torch.nn.Linear, self.layer), targets)
         trained = [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
@@ -124,6 +136,13 @@ class OutputLoss(torch.nn.Module):
             chunk_weights = None if weights is None else weights[part]
             total += weighted_cross_entropy(self.logits(hidden[part]), targets[part], chunk_weights)
         return total
+
+    @torch.no_grad()
+    def _each(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        parts = self.chunks(len(targets), hidden.device)
+        return torch.cat(
+            [functional.cross_entropy(self.logits(hidden[p]).float(), targets[p], reduction="none") for p in parts]
+        )
 
     def chunks(self, num_positions: int, device: torch.device) -> list[slice]:
         """The positions of which logits are computed at one time."""

@@ -31,13 +31,18 @@ def device_memory_bytes(device: torch.device, ranks_on_node: int) -> int:
     return int(psutil.virtual_memory().total) // ranks_on_node
 
 
+def is_shortage(error: RuntimeError) -> bool:
+    """Whether torch says that memory does not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or _CPU_SHORTAGE in str(error)
+
+
 @contextmanager
 def shortage_explained(what: str, device_bytes: int, find_settings: Callable[[], Sequence[str]]) -> Iterator[None]:
     """Turn the want of memory within this context into a `ModelError`: what was computed, and what would fit."""
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and _CPU_SHORTAGE not in str(error):
+    except RuntimeError as error:
+        if not is_shortage(error):
             raise
         raise ModelError(_shortage(what, device_bytes, find_settings(), str(error))) from error
 

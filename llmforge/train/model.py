@@ -5,12 +5,13 @@ proven to keep examples apart, and how batches are laid out for it.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -18,7 +19,7 @@ from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
 from llmforge.config.operations import StepOperations
 from llmforge.dataset.tokenize import special_tokens
-from llmforge.models.adapter_files import continue_adapter, resume_adapter, start_adapter
+from llmforge.models.adapter_files import continue_adapter, load_adapter, resume_adapter, start_adapter
 from llmforge.models.attention import BY_DOCUMENTS, use_attention
 from llmforge.models.folder import adapter_folder, model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.liger import apply_liger_kernel, fused_loss, wants_fused_loss
@@ -30,6 +31,7 @@ from llmforge.train.batches import Batch, Layout
 from llmforge.train.engine import TrainingEngine, start_deepspeed
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
+from llmforge.train.preference import PreferenceLoss
 from llmforge.train.proofs import check_examples_stay_apart, choose_logits
 
 
@@ -40,9 +42,11 @@ class PreparedModel:
     engine: TrainingEngine
     layout: Layout
     operations: StepOperations
+    loaded_attention: str
+    """What `transformers` gave the model when it was loaded, and gives it again to whoever asks it."""
 
 
-def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
+def prepare_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> PreparedModel:
     """The model where the checkpoint `restored` left it, or where the job says that it starts.
 
     Raises `ModelError` where it lets the examples of a pack see each other.
@@ -50,25 +54,34 @@ def prepare_model(job: JobConfig, restored: Path | None) -> PreparedModel:
     device = ray.train.torch.get_device()
     start_deepspeed(device)
     facts = read_model_facts(model_folder(job.model_id, with_weights=False))
-    deepspeed_config = deepspeed_config_of(job, facts.hidden_size or 0)
+    deepspeed_config = deepspeed_config_of(job, facts.hidden_size or 0, dist.get_world_size())
     torch.manual_seed(job.seed)  # a fresh adapter must start equal on all ranks
     # An adapter that starts by changing base weights needs them whole.
     changes_base = job.lora_config is not None and job.lora_config.changes_base
     with nullcontext() if changes_base else partitioned_loading(deepspeed_config):
-        model = build_model(job, restored).to(device)
+        model = build_model(job, restored, cache_folder).to(device)
     base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+    loaded_attention: str = base.config._attn_implementation
     attention = use_attention(base, job.attention, device=device, allow_flash_attention=job.flash_attention_2)
     if job.gradient_checkpointing:
         model.activation_checkpointing_enable()
     learning_rate = job.learning_rate
     assert learning_rate is not None  # `resolve_job` has filled it in
     optimizer = build_optimizer(model.parameters(), job.optimizer, learning_rate)
-    loss = NextTokenLoss(model, fused_loss() if wants_fused_loss(job.liger_kernel) else None)
+    loss = _loss(job, model)
     operations = count_operations(model)
     engine = TrainingEngine(loss, optimizer, deepspeed_config, device)
     layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)
     _prove(engine, loss, layout, job)
-    return PreparedModel(engine, layout, operations)
+    if job.is_paired:
+        layout = replace(layout, of_pairs=True, alone=not job.packing)
+    return PreparedModel(engine, layout, operations, loaded_attention)
+
+
+def _loss(job: JobConfig, model: PreTrainedModel) -> NextTokenLoss:
+    if job.preference_tuning_config is not None:
+        return PreferenceLoss(model, job.preference_tuning_config)
+    return NextTokenLoss(model, fused_loss() if wants_fused_loss(job.liger_kernel) else None)
 
 
 def _prove(engine: TrainingEngine, loss: NextTokenLoss, layout: Layout, job: JobConfig) -> None:
@@ -81,28 +94,45 @@ def _prove(engine: TrainingEngine, loss: NextTokenLoss, layout: Layout, job: Job
         check_examples_stay_apart(evaluate, layout, config.model_type)
 
 
-def build_model(job: JobConfig, restored: Path | None) -> PreTrainedModel:
+def build_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> PreTrainedModel:
     """The model to train: from a checkpoint of this run, or from where the job says that it starts."""
-    precision = cast(Precision, job.precision)
-    architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
-    weights = architecture
-    if job.initial_base_model_ckpt_path is not None:
-        weights = model_folder(job.initial_base_model_ckpt_path, with_weights=True)
-    if job.lora_config is None and restored is not None:
-        weights = restored
-    base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
-    if job.liger_kernel is not None and job.liger_kernel.enabled:
-        apply_liger_kernel(base, job.liger_kernel.kwargs)
+    base, base_name = _build_base(job, restored, cache_folder)
     if job.lora_config is None:
         return base
     if restored is not None:
         adapted = resume_adapter(base, job.lora_config, restored)
     elif job.initial_adapter_model_ckpt_path is not None:
-        folder = adapter_folder(job.initial_adapter_model_ckpt_path)
-        adapted = continue_adapter(base, job.lora_config, folder, str(weights))
+        folder = adapter_folder(job.initial_adapter_model_ckpt_path, cache_folder)
+        adapted = continue_adapter(base, job.lora_config, folder, base_name)
     else:
-        adapted = start_adapter(base, job.lora_config, str(weights))
+        adapted = start_adapter(base, job.lora_config, base_name)
     return cast(PreTrainedModel, adapted)
+
+
+def build_reference_model(job: JobConfig, cache_folder: Path) -> PreTrainedModel:
+    """The model as it is before its first step, not to be trained."""
+    base, _ = _build_base(job, None, cache_folder)
+    if job.initial_adapter_model_ckpt_path is not None:
+        folder = adapter_folder(job.initial_adapter_model_ckpt_path, cache_folder)
+        base = cast(PreTrainedModel, load_adapter(base, folder, is_trainable=False))
+    return base.requires_grad_(False).eval()
+
+
+def _build_base(job: JobConfig, restored: Path | None, cache_folder: Path) -> tuple[PreTrainedModel, str]:
+    """The model without an adapter, and what an adapter is to call it."""
+    precision = cast(Precision, job.precision)
+    architecture = model_folder(job.model_id, with_weights=job.initial_base_model_ckpt_path is None)
+    weights = architecture
+    initial = job.initial_base_model_ckpt_path
+    if initial is not None:
+        weights = model_folder(initial, with_weights=True, cache_folder=cache_folder)
+    base_name = initial if isinstance(initial, str) else str(weights)
+    if job.lora_config is None and restored is not None:
+        weights = restored
+    base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
+    if job.liger_kernel is not None and job.liger_kernel.enabled:
+        apply_liger_kernel(base, job.liger_kernel.kwargs)
+    return base, base_name
 
 
 def build_tokenizer(job: JobConfig) -> PreTrainedTokenizerFast:

@@ -56,6 +56,11 @@ class Restored:
     is_copy: bool
     """Fetched for this purpose only."""
 
+    def copy_to(self, file: Path) -> None:
+        """Give `file` what the checkpoint has under its name, where it has that."""
+        if (self.folder / file.name).is_file():
+            shutil.copyfile(self.folder / file.name, file)
+
     def discard_copy(self) -> None:
         """Collective: once all ranks have loaded, the copies are not needed any more."""
         dist.barrier()

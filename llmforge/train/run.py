@@ -18,8 +18,11 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from llmforge.answers.evaluation_prompts import with_checked_prompts
+from llmforge.answers.prompt_maker import PromptMaker
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.deepspeed import deepspeed_config_of, read_deepspeed
+from llmforge.config.demand import resources_per_worker
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.resolve import JobFacts, resolve_job
@@ -27,8 +30,9 @@ from llmforge.config.sizing import size_job
 from llmforge.dataset.facts import data_facts
 from llmforge.dataset.job_format import with_imported_format
 from llmforge.dataset.pipeline import prepare
+from llmforge.dataset.prepared import PreparedDataset
 from llmforge.dataset.preview import preview_rows
-from llmforge.dataset.tokenize import TokenizerText, special_tokens
+from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText, special_tokens
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.models.folder import ModelFiles, model_folder, read_model_files
@@ -36,14 +40,17 @@ from llmforge.prompt.lints import find_lints
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage, write_bytes
 from llmforge.storage.patience import open_patiently
 from llmforge.train.channel import Receiver
-from llmforge.train.cluster import check_resources, cluster_facts, resources_per_worker, start_ray, wait_for_resources
+from llmforge.train.cluster import check_resources, cluster_facts, start_ray
 from llmforge.train.driver_record import take_over
 from llmforge.train.entry import start_worker
 from llmforge.train.failures import FailureHandling, as_user_error
 from llmforge.train.interruption import run_interruptibly
+from llmforge.train.placement import Demand, Placement
 from llmforge.train.record import RunRecord
+from llmforge.train.reference import wants_reference, with_reference
 from llmforge.train.run_folder import check_continuity, check_run_folder, latest_run_of
 from llmforge.train.run_report import store_report
+from llmforge.train.services import RunServices
 from llmforge.train.supervisor import Supervisor
 from llmforge.train.task import WorkerTask
 
@@ -94,27 +101,18 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     checkpoints = CheckpointStore(run_storage)
     check_run_folder(checkpoints, resume=request.resume)
     driver = take_over(run_storage)
-    display.phase("preparing data")
-    with timer.phase("prepare data"):
-        prepared = prepare(
-            job,
-            tokenizer,
-            output,
-            request.cache_folder,
-            model_context_length=model.facts.context_length,
-            progress=display.data,
-        )
-    display.message(prepared.stats.describe())
-    job = size_job(job, prepared.sizes(model.facts.context_length), model.facts.sizes)
+    job, prepared = _prepare(job, model, output, request.cache_folder, display, timer)
     for checkpoint in checkpoints.list()[-1:]:
         check_continuity(checkpoint, job, prepared.prefix)
     job_text = job_to_yaml(job, request.job)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
     write_bytes(run_storage, "resolved_job.yaml", job_text.encode())
     display.phase("starting workers")
-    record = RunRecord(run_storage, display, timer)
+    services = RunServices(checkpoints)
+    services.open(job, resume=request.resume, tell=display.message)
+    record = RunRecord(run_storage, display, timer, services)
     try:
-        with Receiver(record.handle) as receiver:
+        with services, Receiver(record.handle) as receiver:
             task = WorkerTask(
                 job_json=job.model_dump_json(),
                 resolved_job_text=job_text,
@@ -126,7 +124,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
                 driver=driver,
                 sent_at=time.time(),
             )
-            signal_number = _supervised_fit(job, task, run_storage, display)
+            signal_number = _supervised_fit(job, task, run_storage, display, record)
     finally:
         record.close()
     best, latest = checkpoints.resolve("best"), checkpoints.resolve("latest")
@@ -134,10 +132,10 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         return RunResult(run_uri, best, latest, stopped_by=signal_number)
     result = RunResult(run_uri, best, latest)
     rows = preview_rows(job, tokenizer, request.cache_folder)
-    encoded = ((row.place, row.encoded.pieces) for row in rows if row.encoded is not None)
+    encoded = ((place, one.pieces) for row in rows for place, one in row.conversations)
     preview = dict(islice(encoded, NUM_REPORTED_EXAMPLES))
     facts = data_facts(prepared.stats, join_uri(output.root_uri, prepared.prefix))
-    store_report(run_storage, job, job_text, facts, record.records, result.best, preview)
+    store_report(run_storage, job, job_text, facts, record.records, result.best, preview, record.samples)
     return result
 
 
@@ -149,16 +147,55 @@ def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, Storage
     if request.resume and job.run_name is None:
         job = job.model_copy(update={"run_name": latest_run_of(job, storage)})
     facts = JobFacts(
-        has_gpu=cluster.num_gpus > 0,
+        has_gpu=cluster.num_gpus > 0 or (cluster.can_grow and request.job.accelerator == "gpu"),
         started_at=datetime.now(),
         model_context_length=model.facts.context_length,
         model=model.facts.sizes,
     )
     job = _with_absolute_folders(resolve_job(job, facts))
+    job = _with_evaluation_prompts(job, model, request.cache_folder)
     deepspeed_config_of(job, model.facts.hidden_size or 0)  # the workers' own, made here for its checks
     check_resources(job, cluster)
     check_writable(storage)
     return job, storage
+
+
+def _prepare(
+    job: JobConfig,
+    model: ModelFiles,
+    output: Storage,
+    cache_folder: Path,
+    display: ProgressDisplay,
+    timer: PhaseTimer,
+) -> tuple[JobConfig, PreparedDataset]:
+    """The data of a job, and the job with the numbers that follow from them."""
+    display.phase("preparing data")
+    with timer.phase("prepare data"):
+        prepared = prepare(
+            job,
+            TokenizerText(model.tokenizer_json, model.eos_token),
+            output,
+            cache_folder,
+            model_context_length=model.facts.context_length,
+            progress=display.data,
+        )
+    display.message(prepared.stats.describe())
+    if wants_reference(job):
+        display.phase("asking the reference model")
+        with timer.phase("ask the reference model"):
+            prepared = with_reference(job, prepared, output, cache_folder, display.data)
+    return size_job(job, prepared.sizes(model.facts.context_length), model.facts.sizes), prepared
+
+
+def _with_evaluation_prompts(job: JobConfig, model: ModelFiles, cache_folder: Path) -> JobConfig:
+    evaluation, generation = job.evaluation, job.generation_config
+    if evaluation is None:
+        return job
+    assert generation is not None  # `resolve_job` has filled it in
+    maker = PromptMaker(
+        job.prompt_format, generation, SegmentTokenizer(model.tokenizer_json), model.facts.context_length
+    )
+    return with_checked_prompts(job, lambda prompt: maker.check_room(prompt, evaluation.max_tokens), cache_folder)
 
 
 def _with_absolute_folders(job: JobConfig) -> JobConfig:
@@ -169,11 +206,18 @@ def _with_absolute_folders(job: JobConfig) -> JobConfig:
     return job.model_copy(update={key: str(Path(path).absolute()) for key, path in folders.items()})
 
 
-def _supervised_fit(job: JobConfig, task: WorkerTask, storage: Storage, display: ProgressDisplay) -> int | None:
-    """Run the workers, watch them, and listen to signals; returns the one that asked to stop, if any."""
+def _supervised_fit(
+    job: JobConfig, task: WorkerTask, storage: Storage, display: ProgressDisplay, record: RunRecord
+) -> int | None:
+    """Run the workers, watch them, and listen to signals; returns the one that asked to stop, if any.
+
+    Raises KeyboardInterrupt where nothing is running that could be saved.
+    """
     supervisor = Supervisor(task.mailbox, storage, display.message, job.stall_timeout_seconds)
 
     def ask_to_stop() -> None:
+        if record.is_waiting:
+            raise KeyboardInterrupt
         display.message("stopping: the run is saved after the step under way; once more leaves without that")
         supervisor.ask_to_stop()
 
@@ -183,20 +227,21 @@ def _supervised_fit(job: JobConfig, task: WorkerTask, storage: Storage, display:
 
 def _fit(job: JobConfig, task: WorkerTask) -> None:
     """Run the workers. Ray gets a local folder of its own and sees no checkpoint: these are written by ours."""
-    wait_for_resources(job)
+    demand = Demand(resources_per_worker(job), job.min_devices, job.max_devices, job.resource_timeout_seconds)
     with tempfile.TemporaryDirectory(prefix="llmforge-ray-") as ray_folder:
         trainer = TorchTrainer(
             partial(start_worker, task),
             scaling_config=ScalingConfig(
-                num_workers=job.num_devices,
+                num_workers=(job.min_devices, job.max_devices) if demand.is_elastic else job.max_devices,
+                elastic_resize_monitor_interval_s=job.resize_interval_seconds,
                 use_gpu=job.accelerator == "gpu",
-                resources_per_worker=resources_per_worker(job),
+                resources_per_worker=dict(demand.per_worker),
             ),
             run_config=RunConfig(
                 name=job.run_name,
                 storage_path=ray_folder,
                 failure_config=FailureConfig(max_failures=job.max_failures),
-                callbacks=[FailureHandling(task.mailbox)],
+                callbacks=[FailureHandling(task.mailbox), Placement(demand, task.mailbox)],
             ),
         )
         try:

@@ -65,7 +65,7 @@ def check_continuity(checkpoint: CheckpointInfo, job: JobConfig, data_prefix: st
     if before.get("sequences_per_step", now) != now:
         raise CheckpointError(
             f"--resume: {name} was trained with {before['sequences_per_step']} sequences a step, now it is {now}"
-            f" (num_devices {job.num_devices} x gradient_accumulation_steps {job.gradient_accumulation_steps} x"
+            f" (num_devices {job.max_devices} x gradient_accumulation_steps {job.gradient_accumulation_steps} x"
             f" train_batch_size_per_device {job.train_batch_size_per_device}). Data and schedule would not go on where"
             f" they stopped: set these three so that their product is {before['sequences_per_step']}."
         )

@@ -12,6 +12,7 @@ from llmforge.metrics.data_facts import DataFacts
 from llmforge.metrics.meters import Record
 from llmforge.metrics.page import ExampleSegment
 from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, write_report
+from llmforge.metrics.samples import Sample
 from llmforge.storage.base import Storage
 from llmforge.storage.uri import join_uri
 
@@ -26,6 +27,7 @@ def store_report(
     records: Sequence[Record],
     best: CheckpointInfo,
     preview: Mapping[str, Sequence[Piece]],
+    samples: Sequence[Sample] = (),
 ) -> None:
     """Write `report.html` into the run's folder, where `storage` is rooted; `preview` are rows by their place."""
     run_uri = storage.root_uri
@@ -34,12 +36,13 @@ def store_report(
         records=records,
         facts=facts,
         job_yaml=job_text,
-        description=f"{job.model_id}, {job.method}, {job.num_devices} x {job.accelerator}, {job.precision}",
+        description=f"{job.model_id}, {job.method}, {job.devices_text} x {job.accelerator}, {job.precision}",
         best_checkpoint=BestCheckpoint(
             best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss
         ),
         commands=use_commands(run_uri),
         examples=[_example(place, pieces) for place, pieces in preview.items()],
+        samples=samples,
     )
     with tempfile.TemporaryDirectory(prefix="llmforge-report-") as folder:
         path = Path(folder) / REPORT_FILE

@@ -24,6 +24,15 @@ class Evaluation(StrictModel):
     step: int
     loss: float
     """Mean over the trained tokens of the validation data, in nats; not finite where training has diverged."""
+    score: float | None = None
+    """Where something else than the loss says which evaluation is best: higher is better."""
+
+    @property
+    def rank(self) -> float:
+        """Lower is better; infinite where training has diverged."""
+        if not math.isfinite(self.loss):
+            return math.inf
+        return self.loss if self.score is None else -self.score
 
 
 class TrainerState(BaseModel):
@@ -41,21 +50,24 @@ class TrainerState(BaseModel):
 
     @property
     def best_evaluation(self) -> Evaluation | None:
-        """The one with the lowest finite loss; of equals the later, whose checkpoint is the one that is kept."""
+        """The one with the lowest rank and a finite loss; of equals the later, whose checkpoint is the one that is
+        kept.
+        """
         finite = [evaluation for evaluation in self.evaluations if math.isfinite(evaluation.loss)]
-        return min(reversed(finite), key=lambda evaluation: evaluation.loss, default=None)
+        return min(reversed(finite), key=lambda evaluation: evaluation.rank, default=None)
 
     def is_evaluated(self) -> bool:
         """Whether the weights of this very step were evaluated."""
         return bool(self.evaluations) and self.evaluations[-1].step == self.step
 
     def has_stopped_improving(self, patience: int, min_delta: float) -> bool:
-        """Whether the last `patience` evaluations all failed to fall by more than `min_delta` below the best before."""
-        # min() is wrong with NaN; a diverged model is worse than any other.
-        losses = [evaluation.loss if math.isfinite(evaluation.loss) else math.inf for evaluation in self.evaluations]
-        if len(losses) <= patience:
+        """Whether the last `patience` evaluations all failed to be better by more than `min_delta` than the best
+        before.
+        """
+        ranks = [evaluation.rank for evaluation in self.evaluations]
+        if len(ranks) <= patience:
             return False
-        return min(losses[-patience:]) >= min(losses[:-patience]) - min_delta
+        return min(ranks[-patience:]) >= min(ranks[:-patience]) - min_delta
 
 
 def save_optimizer_state(state: OptimizerState, folder: Path, rank: int) -> None:

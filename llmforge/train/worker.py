@@ -6,7 +6,6 @@ which starts it, this is the only place that composes everything.
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -27,9 +26,11 @@ from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.fitting import settings_that_fit
 from llmforge.config.job import JobConfig
 from llmforge.config.job_memory import SequenceSizes
+from llmforge.config.sizing import global_batch_size
 from llmforge.dataset.shards import SampleReader, Split
 from llmforge.metrics.loggers import METRICS_FILE, JsonlLogger, MessageHandler, MultiLogger
 from llmforge.metrics.meters import StepMeter
+from llmforge.metrics.samples import SAMPLES_FILE, SampleLog
 from llmforge.models.folder import model_folder, read_model_facts
 from llmforge.models.operations import peak_operations_per_second
 from llmforge.storage.base import check_writable
@@ -41,12 +42,14 @@ from llmforge.train.engine import TrainingEngine
 from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.memory import device_memory_bytes, shortage_explained
-from llmforge.train.model import build_tokenizer, prepare_model
+from llmforge.train.model import PreparedModel, build_tokenizer, prepare_model
 from llmforge.train.optim import scheduled_learning_rate
+from llmforge.train.preference_losses import ACCURACY
 from llmforge.train.prefetch import Prefetcher
 from llmforge.train.pulse import Pulse
 from llmforge.train.recovery import Restored, finish_or_remove_leftovers, from_rank_0, restore_newest
 from llmforge.train.run_folder import check_continuity
+from llmforge.train.samples import prepare_sampler
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
 from llmforge.train.task import WorkerTask
 
@@ -98,7 +101,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
     check_writable(storage)
     store, staging = CheckpointStore(storage), Staging.of_run(Path(task.cache_folder), task.run_uri)
     restored = _recover(worker, store, staging)
-    model = prepare_model(job, None if restored is None else restored.folder)
+    model = prepare_model(job, None if restored is None else restored.folder, Path(task.cache_folder))
     engine, layout = model.engine, model.layout
     worker.pulse.enter("starting the engine", 0)
     batches = _training_batches(job, task, engine, layout)
@@ -106,7 +109,12 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
     state = _restored_state(engine, restored)
     plan = _plan(job, batches.steps_per_epoch)
     with TemporaryDirectory(prefix="llmforge-worker-") as folder, ExitStack() as closed_at_the_end:
-        curves = closed_at_the_end.enter_context(closing(_curves(Path(folder), restored)))
+        metrics_file, samples_file = Path(folder, METRICS_FILE), Path(folder, SAMPLES_FILE)
+        if restored is not None:
+            restored.copy_to(metrics_file)
+            restored.copy_to(samples_file)
+        curves = closed_at_the_end.enter_context(closing(JsonlLogger(metrics_file, resume_from_step=state.step)))
+        answers = SampleLog(samples_file, resume_from_step=state.step)
         writer = CheckpointWriter(
             store=store,
             staging=staging,
@@ -119,7 +127,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
                 task.prepared.prefix,
                 batches.sequences_per_step,
             ),
-            metrics_file=Path(folder) / METRICS_FILE,
+            record_files=[metrics_file, samples_file],
             num_to_keep=job.num_checkpoints_to_keep,
             supervision=worker.pulse,
             on_commit=lambda info: sender.send(Event("checkpoint", step=info.step, text=info.name)),
@@ -139,6 +147,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
             logger=MultiLogger([sender, curves]),
             meter=StepMeter(engine.num_workers, peak_operations_per_second(engine.device, job.precision)),
             operations=model.operations,
+            answer_prompts=_answering(worker, model, answers),
         )
         tell_ready()
         name = "" if restored is None else restored.info.name
@@ -176,17 +185,6 @@ def _recover(worker: _Worker, store: CheckpointStore, staging: Staging) -> Resto
     return restored
 
 
-def _curves(folder: Path, restored: Restored | None) -> JsonlLogger:
-    """The metric records of the run from its first step on, for the checkpoints to come."""
-    file = folder / METRICS_FILE
-    if restored is None:
-        return JsonlLogger(file)
-    before = restored.folder / METRICS_FILE
-    if before.is_file():
-        shutil.copyfile(before, file)
-    return JsonlLogger(file, resume_from_step=restored.info.step)
-
-
 def _rehearse(job: JobConfig, engine: TrainingEngine, batches: TrainingBatches) -> None:
     """Compute the largest micro-batch of the run now: memory that does not suffice is missed at once, and not in the
     middle of an epoch.
@@ -213,7 +211,7 @@ def _training_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine, 
     return TrainingBatches(
         _open(job, task, "train"),
         micro_batch_size=_required(job.train_batch_size_per_device),
-        num_micro_batches=job.gradient_accumulation_steps,
+        sequences_per_step=global_batch_size(job),
         rank=engine.rank,
         num_workers=engine.num_workers,
         seed=job.seed,
@@ -226,7 +224,7 @@ def _evaluation_batches(job: JobConfig, task: WorkerTask, engine: TrainingEngine
     return TrainingBatches(
         _open(job, task, "valid"),
         micro_batch_size=job.eval_batch_size_per_device,
-        num_micro_batches=1,
+        sequences_per_step=job.eval_batch_size_per_device * engine.num_workers,
         rank=engine.rank,
         num_workers=engine.num_workers,
         layout=layout,
@@ -246,6 +244,19 @@ def _evaluation(worker: _Worker, engine: TrainingEngine, layout: Layout) -> Call
     return partial(evaluate, engine, batches, worker.pulse.advance)
 
 
+def _answering(worker: _Worker, model: PreparedModel, log: SampleLog) -> Callable[[int], None] | None:
+    sampler = prepare_sampler(worker.job, model, worker.pulse.advance)
+    if sampler is None:
+        return None
+
+    def answer_prompts(step: int) -> None:
+        samples = sampler(step)
+        log.log(samples)
+        worker.sender.send(Event("samples", step=step, samples=samples))
+
+    return answer_prompts
+
+
 def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
     frequency = job.checkpoint_and_evaluation_frequency
     return LoopPlan(
@@ -255,7 +266,13 @@ def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
         eval_first=job.eval_first,
         early_stopping=job.early_stopping,
         seed=job.seed,
+        best_by=_best_by(job),
     )
+
+
+def _best_by(job: JobConfig) -> str | None:
+    config = job.preference_tuning_config
+    return ACCURACY if config is not None and config.best_by == "accuracy" else None
 
 
 def _learning_rate(job: JobConfig) -> Callable[[int], float]:

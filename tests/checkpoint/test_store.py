@@ -353,6 +353,19 @@ def test_retention(
     assert {key.split("/")[1] for key in storage.files} == set(names(store))
 
 
+def test_a_score_says_which_is_best(store: CheckpointStore, tmp_path: Path) -> None:
+    """Higher is better, whatever the losses; of equals the newer."""
+    for step, (loss, score) in enumerate([(1.0, 0.5), (2.0, 0.75), (3.0, 0.75), (4.0, 0.25)]):
+        name = checkpoint_name(step, ATTEMPT)
+        for rank in range(NUM_RANKS):
+            metadata = {"eval_loss": loss, "eval_score": score}
+            store.upload_rank(name, rank_files(tmp_path, step, rank), rank, NUM_RANKS, metadata)
+        store.commit(name)
+    assert store.resolve("best").step == 2
+    store.retain(2)
+    assert names(store) == [checkpoint_name(step, ATTEMPT) for step in (1, 2, 3)]
+
+
 def test_retention_leaves_unfinished_ones_alone(store: CheckpointStore, tmp_path: Path) -> None:
     store.upload_rank(checkpoint_name(10, ATTEMPT), rank_files(tmp_path, 10, 0), 0, NUM_RANKS)
     save(store, tmp_path, 20)

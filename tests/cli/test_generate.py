@@ -29,7 +29,7 @@ def test_either_a_prompt_or_a_file(llmforge: Llmforge, arguments: list[str]) -> 
 def test_a_missing_messages_file(llmforge: Llmforge) -> None:
     done = llmforge("generate", "runs/no", "--messages", "no.jsonl")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "no.jsonl: no such file; --messages names a JSONL file with `messages` on every line\n"
+    assert done.stderr == "no.jsonl: no such file; expected a JSONL file with `messages` on every line\n"
 
 
 def test_all_bad_lines_of_a_messages_file(llmforge: Llmforge, tmp_path: Path) -> None:
@@ -195,4 +195,4 @@ def test_a_file_in_s3(prompts: list[str], tmp_path: Path, s3_environment: S3Serv
     assert generate(*arguments).stderr == "6 of 6 rows are answered already\n"
     missing = generate("--messages", f"s3://{s3_bucket}/in/no.jsonl").exception
     assert isinstance(missing, DataError)
-    assert str(missing).endswith("no such file; --messages names a JSONL file with `messages` on every line")
+    assert str(missing).endswith("no such file; expected a JSONL file with `messages` on every line")

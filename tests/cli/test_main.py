@@ -14,7 +14,21 @@ from llmforge.config.job import job_json_schema
 from tests.cli.conftest import Llmforge
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "peft", "numpy", "pyarrow", "boto3")
-COMMANDS = ("train", "checkpoints", "validate", "preview", "schema", "generate", "chat", "serve", "export", "verify")
+COMMANDS = (
+    "train",
+    "checkpoints",
+    "validate",
+    "preview",
+    "schema",
+    "generate",
+    "chat",
+    "serve",
+    "export",
+    "verify",
+    "configs",
+    "cp",
+    "doctor",
+)
 
 
 @pytest.fixture(autouse=True)

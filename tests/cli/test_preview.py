@@ -276,3 +276,20 @@ def test_colours_or_brackets(no_color: bool, expected: str) -> None:
         if no_color
         else ["  \x1b[33mwarning: \x1b[0massistant: mind this", "  \x1b[33mrefused: \x1b[0mno"]
     )
+
+
+def test_both_answers_of_a_pair(preview: Preview) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "1+1?", "chosen": "2", "rejected": "11"}))
+    (line,) = preview("preference_tuning_config={}", num_rows=1, as_json=True)
+    row = json.loads(line)
+    assert row.keys() == {"row", "text", "input_ids", "labels", "prompt", "rejected"}
+    assert row["rejected"].keys() == {"text", "input_ids", "labels"}
+    for answer, shown in (("2", row), ("11", row["rejected"])):
+        assert shown["text"] == f"{row['prompt']['text']}{answer}<|im_end|>\n"
+        assert shown["input_ids"][: len(row["prompt"]["input_ids"])] == row["prompt"]["input_ids"]
+    lines = preview("preference_tuning_config={}", num_rows=1)
+    shared = "the two answers of a pair are compared, each with its terminator (task: preference_tuning)"
+    assert f"  trained        {shared}" in lines
+    assert [line for line in lines if line.startswith("row 1")] == [
+        f"row 1  rows.jsonl:1, {which}" for which in ("chosen", "rejected")
+    ]

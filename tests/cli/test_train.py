@@ -35,7 +35,8 @@ def test_more_devices_than_there_are(train: Train, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-3:] == [
         "num_devices: the cluster is too small for the training workers:",
         "  CPU: 64 x 1 = 64 needed, the cluster has 2",
-        "lower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes",
+        "lower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes, or set "
+        "resource_timeout_seconds to wait for nodes that are still to come",
     ]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -6,11 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llmforge.cli.validate import load_checked_job, run_validate
 from llmforge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
 
 JOB = "model_id: model-chatml\ntrain_path: train.jsonl\n"
 TOKENIZER = {"added_tokens": [{"content": token, "id": 0, "special": True} for token in ("<|im_start|>", "<|im_end|>")]}
@@ -226,6 +230,17 @@ def test_a_hub_id_is_not_looked_up() -> None:
     assert (
         load_checked_job("job.yaml", ["model_id=meta-llama/Meta-Llama-3-8B"]).model_id == "meta-llama/Meta-Llama-3-8B"
     )
+
+
+@pytest.mark.slow
+def test_weights_on_s3(s3_bucket: str, s3_client: S3Client) -> None:
+    text = f"initial_base_model_ckpt_path: s3://{s3_bucket}/base\n"
+    key = "job.yaml:3: initial_base_model_ckpt_path"
+    assert _problems(text) == [f"{key}: s3://{s3_bucket}/base: no folder with *.safetensors files"]
+    s3_client.put_object(Bucket=s3_bucket, Key="base/model.safetensors", Body=b"")
+    assert load_checked_job("job.yaml").initial_base_model_ckpt_path == f"s3://{s3_bucket}/base"
+    (problem,) = _problems(text.replace(s3_bucket, "no-such-bucket"))
+    assert problem.startswith(f"{key}: s3://no-such-bucket/base: ")
 
 
 def test_weights_and_adapters(tmp_path: Path) -> None:

@@ -148,13 +148,14 @@ UNKNOWN_KEYS = {
     ),
 }  # fmt: skip
 WRONG_VALUES = {
-    "num_devices: two": "num_devices: found the text 'two', allowed is a whole number at least 1",
-    'num_devices: "4"': "num_devices: found the text '4', allowed is a whole number at least 1; remove the quotes",
-    "num_devices: 0": "num_devices: found 0, allowed is a whole number at least 1",
-    "num_devices: 1.5": "num_devices: found 1.5, allowed is a whole number at least 1",
-    "num_devices: true": "num_devices: found true, allowed is a whole number at least 1",
-    "num_devices: ": "num_devices: found nothing (null), allowed is a whole number at least 1",
-    "num_devices: [1]": "num_devices: found a list of 1, allowed is a whole number at least 1",
+    "num_devices: two": "num_devices: found the text 'two', allowed is a whole number at least 1 or a mapping",
+    'num_devices: "4"': "num_devices: found the text '4', allowed is a whole number at least 1 or a mapping; "
+    "remove the quotes",
+    "num_devices: 0": "num_devices: found 0, allowed is a whole number at least 1 or a mapping",
+    "num_devices: 1.5": "num_devices: found 1.5, allowed is a whole number at least 1 or a mapping",
+    "num_devices: true": "num_devices: found true, allowed is a whole number at least 1 or a mapping",
+    "num_devices: ": "num_devices: found nothing (null), allowed is a whole number at least 1 or a mapping",
+    "num_devices: [1]": "num_devices: found a list of 1, allowed is a whole number at least 1 or a mapping",
     "num_epochs: -1": "num_epochs: found -1, allowed is a whole number at least 1",
     "max_grad_norm: .inf": "max_grad_norm: found a number that is not finite, allowed is a number above 0",
     "learning_rate: 2": "learning_rate: found 2, allowed is a number above 0 and at most 1",

@@ -93,6 +93,36 @@ CONTRADICTIONS = {
     "task: preference_tuning": (
         "job.yaml:3: task: found preference_tuning, which needs preference_tuning_config; add it"
     ),
+    "preference_tuning_config: {loss: ipo, gamma: 1.5}": (
+        "job.yaml:3: preference_tuning_config.gamma: means nothing with loss ipo, only with simpo; remove it"
+    ),
+    "preference_tuning_config: {loss: orpo, label_smoothing: 0.1}": (
+        "job.yaml:3: preference_tuning_config.label_smoothing: means nothing with loss orpo, only with dpo; remove it"
+    ),
+    "preference_tuning_config: {loss: simpo, reference: precomputed}": (
+        "job.yaml:3: preference_tuning_config.reference: means nothing with loss simpo, only with dpo, ipo; remove it"
+    ),
+    "preference_tuning_config: {reference: adapter_off}": (
+        "job.yaml:3: preference_tuning_config.reference: found adapter_off, but without lora_config there is no "
+        "adapter; set precomputed, or remove the key"
+    ),
+    "preference_tuning_config: {reference: adapter_off}\nlora_config: {init_lora_weights: pissa}": (
+        "job.yaml:3: preference_tuning_config.reference: found adapter_off, but init_lora_weights pissa takes a part "
+        "out of the base weights; set precomputed, or remove the key"
+    ),
+    "preference_tuning_config: {reference: adapter_off, logprob_processor_scaling_config: {}}\nlora_config: {}": (
+        "job.yaml:3: preference_tuning_config.logprob_processor_scaling_config: gives workers to a reference model, "
+        "but reference is adapter_off; remove one of them"
+    ),
+    "preference_tuning_config: {}\ndataset: {over_length: truncate}": (
+        "job.yaml:4: dataset.over_length: found truncate, allowed with preference_tuning_config: drop, error (an "
+        "answer that is cut is not the one that somebody has preferred)"
+    ),
+    "preference_tuning_config: {}\nliger_kernel: {enabled: true, kwargs: {fused_linear_cross_entropy: true}}": (
+        "job.yaml:4: liger_kernel.kwargs.fused_linear_cross_entropy: found true, allowed with "
+        "preference_tuning_config is false: pairs are compared by llmforge's own loss, which makes no full matrix of "
+        "logits either; remove the key"
+    ),
     "task: causal_lm\ndataset: {train_on: last_turn}": (
         "job.yaml:4: dataset.train_on: found last_turn, but task causal_lm trains every token; "
         "set task: instruction_tuning, or remove this key"

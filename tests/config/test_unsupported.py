@@ -18,27 +18,17 @@ FILES = (
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"
 REFUSED = {
-    "task: classification": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
-    "task: preference_tuning": "task: not supported yet (allowed for now: instruction_tuning, causal_lm)",
-    "preference_tuning_config: {}": "preference_tuning_config: not supported yet (remove it)",
+    "task: classification": (
+        "task: not supported yet (allowed for now: instruction_tuning, causal_lm, preference_tuning)"
+    ),
     "classifier_config: {label_tokens: [a, b]}": "classifier_config: not supported yet (remove it)",
     "valid_path: data/*.txt": f"valid_path: not supported yet ({FILES})",
     "valid_path: https://data.org/a.parquet": f"valid_path: not supported yet ({FILES})",
     "valid_path: [a.jsonl, gs://bucket/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
     "valid_path: [{path: a.TXT.gz}]": f"valid_path[0].path: not supported yet ({FILES})",
-    "initial_base_model_ckpt_path: s3://b/m": (
-        "initial_base_model_ckpt_path: not supported yet (copy the weights to a local folder)"
-    ),
-    "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://b/a": (
-        "initial_adapter_model_ckpt_path: not supported yet (copy the adapter to a local folder)"
-    ),
     "embedding_scaling_technique: linear": (
         "embedding_scaling_technique: not supported yet (choose a context_length the model has)"
     ),
-    "logger: {provider: wandb}": (
-        "logger: not supported yet (remove it: metrics.jsonl and the progress display are always on)"
-    ),
-    "evaluation: {prompts: [hello]}": "evaluation: not supported yet (remove it)",
 }
 ACCEPTED = [
     "task: instruction_tuning",
@@ -53,7 +43,9 @@ ACCEPTED = [
     *(f"dataset: {{format: {name}}}" for name in get_args(RowFormat)),
     f"generation_config: {{prompt_format: {PROMPT_FORMAT}}}",
     "initial_base_model_ckpt_path: models/base",
+    "initial_base_model_ckpt_path: s3://bucket/models/base",
     "lora_config: {}\ninitial_adapter_model_ckpt_path: adapters/a",
+    "lora_config: {}\ninitial_adapter_model_ckpt_path: s3://bucket/adapters/a",
     "lora_config: {}\ninitial_adapter_model_ckpt_path: {repo_id: a/b, revision: main}",
     "lora_config: {}\nquantization: {bits: 4}",
     "lora_config: {use_dora: true}\nquantization: {bits: 4, type: fp4, double_quantization: false}",
@@ -70,6 +62,7 @@ ACCEPTED = [
     "optimizer: {type: adafactor}",
     "optimizer: {type: sgd, momentum: 0.9, nesterov: true}",
     "early_stopping: {patience: 2}\nvalid_path: a.jsonl",
+    "evaluation: {prompts: [hello]}\nvalid_path: a.jsonl",
     "max_failures: 5",
     "custom_model_tag: a\nnum_data_blocks_per_device: 2\ntrainer_resources: {memory: 1}\nworker_resources: {A10G: 0.1}",
     "deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}}",
@@ -89,8 +82,8 @@ def test_accepted(load: Load, text: str) -> None:
 
 
 def test_what_is_missing_is_refused_beside_other_mistakes(problems: Problems) -> None:
-    assert problems("evaluation: {prompts: [hello]}\nlora_config: {}\ndataset:\n  valid_fractoin: 0.1\n") == [
-        "job.yaml:3: evaluation: not supported yet (remove it)",
+    assert problems("embedding_scaling_technique: linear\nlora_config: {}\ndataset:\n  valid_fractoin: 0.1\n") == [
+        "job.yaml:3: embedding_scaling_technique: not supported yet (choose a context_length the model has)",
         "job.yaml:6: dataset.valid_fractoin: unknown key (did you mean valid_fraction?)",
     ]
 

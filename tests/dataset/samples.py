@@ -29,18 +29,21 @@ def join_examples(examples: Sequence[Example]) -> Sample:
     )
 
 
-def write_samples(path: Path, samples: Iterable[Sample], samples_per_batch: int = 256) -> int:
+def write_samples(
+    path: Path, samples: Iterable[Sample], samples_per_batch: int = 256, *, is_paired: bool = False
+) -> int:
     """A shard of samples; returns how many."""
     kept = list(samples)
     batches = (kept[start : start + samples_per_batch] for start in range(0, len(kept), samples_per_batch))
-    return write_shard(path, map(_batch, batches))
+    return write_shard(path, (_batch(batch, is_paired) for batch in batches))
 
 
-def _batch(samples: Sequence[Sample]) -> SampleBatch:
+def _batch(samples: Sequence[Sample], is_paired: bool) -> SampleBatch:
     lengths = np.concatenate([sample.example_lengths for sample in samples])
     examples = ExampleBatch(
         np.concatenate([sample.input_ids for sample in samples]),
         np.concatenate([weights_of(sample) for sample in samples]),
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
-    return SampleBatch(examples, np.array([len(sample.example_lengths) for sample in samples], dtype=np.int64))
+    num_members = np.array([len(sample.example_lengths) for sample in samples], dtype=np.int64)
+    return SampleBatch(examples, num_members, is_paired)

@@ -63,6 +63,13 @@ def test_lines_for_the_terminal() -> None:
     assert STATS.rows_dropped == 5
 
 
+def test_pairs_are_told_as_pairs() -> None:
+    """Each of two examples."""
+    train = TRAIN.model_copy(update={"examples": 180})
+    stats = STATS.model_copy(update={"train": train, "valid": None, "is_paired": True})
+    assert stats.describe().splitlines()[1].startswith("train: 90 pairs in 10 sequences, 4000 tokens, 1000 trained")
+
+
 def test_rows_that_others_would_tokenize_otherwise_are_told() -> None:
     more = STATS.checks.plus(rows=1, prompts=2, straddled=3, ends_with_terminator=4)
     assert more == CheckTotals(rows=98, prompts=132, straddled=3, ends_with_terminator=100)

@@ -11,15 +11,15 @@ import pytest
 from transformers import GenerationConfig as HuggingFaceGenerationConfig
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from llmforge.answers.stops import Stops
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.export.stopping import (
-    end_of_sequence_ids,
     hugging_face_generation,
     mark_ends,
     padding_id,
     served_generation,
 )
-from llmforge.inference.stops import Stops
+from llmforge.inference.load import saved_end_of_sequence_ids
 from tests.export.served import GENERATION
 from tests.prompt.tokenizers import byte_tokenizer
 
@@ -72,9 +72,9 @@ def test_ends_and_padding_of_a_base_model(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(["</s>", "<pad>"]), eos_token="</s>")
     end = tokenizer.eos_token_id
     LlamaConfig(eos_token_id=[3, 4], pad_token_id=-1).save_pretrained(tmp_path)
-    assert end_of_sequence_ids(tmp_path, tokenizer) == {3, 4, end}
+    assert saved_end_of_sequence_ids(tmp_path, tokenizer) == {3, 4, end}
     assert padding_id(tmp_path, tokenizer) is None
     HuggingFaceGenerationConfig(eos_token_id=6).save_pretrained(tmp_path)
-    assert end_of_sequence_ids(tmp_path, tokenizer) == {6, end}
+    assert saved_end_of_sequence_ids(tmp_path, tokenizer) == {6, end}
     tokenizer.pad_token = "<pad>"
     assert padding_id(tmp_path, tokenizer) == tokenizer.convert_tokens_to_ids("<pad>")

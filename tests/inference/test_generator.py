@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llmforge.answers.sampling import Sampling
 from llmforge.checkpoint.find import find_checkpoint
 from llmforge.config.model import LoraConfig
 from llmforge.errors import CheckpointError, DataError, ModelError
 from llmforge.inference.generate import Generator, open_generator
 from llmforge.inference.load import TrainedModel, load_trained_model
-from llmforge.inference.sampling import Sampling
 from llmforge.models.adapter import add_adapter
 from llmforge.models.load import load_base_model
 from tests.inference.runs import commit, copied, generated_by, make_job, make_run, reference, spelled

@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from llmforge.metrics.page import ExampleSegment
 from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, render_report, write_report
+from llmforge.metrics.samples import Sample
 from tests.metrics.pages import HOSTILE, Page, assert_opens_offline, data_facts, text_of
 
 RECORDS = [
@@ -79,6 +81,9 @@ def test_whatever_comes_from_the_run_is_escaped() -> None:
             best_checkpoint=BestCheckpoint(HOSTILE, 1, HOSTILE),
             commands={HOSTILE: HOSTILE},
             examples=[ReportExample(HOSTILE, [ExampleSegment(HOSTILE, True), ExampleSegment(HOSTILE, False, True)])],
+            samples=[
+                Sample(1, 0, [{"role": "user", "content": HOSTILE * 20}], HOSTILE * times, "stop") for times in (1, 20)
+            ],
         )
     )
     assert not {"script", "img"} & set(Page(page).elements)
@@ -104,9 +109,28 @@ def test_unusual_runs(records: list[dict[str, float]], expected: str, unexpected
     assert unexpected not in text
 
 
+def test_answers_by_step() -> None:
+    """The newest first, earlier ones beside it; what did not change says since when; a long one is folded."""
+    question: list[dict[str, JsonValue]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+1?"},
+    ]
+    answers = {0: "", 5: "2\x00!", 10: "2\x00!"}
+    samples = [
+        *(Sample(step, 0, question, text, "stop") for step, text in answers.items()),
+        Sample(10, 1, [{"role": "user", "content": "Tell."}], "word " * 200, "length"),
+    ]
+    page = render_report(replace(DATA, samples=samples))
+    text = text_of(page)
+    assert "system Be brief. user 1+1? Step 10, unchanged since step 5 2␀! Step 0 nothing user Tell." in text
+    assert f"Step 10 cut at max_tokens {'word ' * 40}… (1,000 characters) {'word ' * 200}" in text
+    assert page.count("<details") == render_report(DATA).count("<details") + 1
+    assert_opens_offline(page)
+
+
 def test_the_least_that_can_be_reported() -> None:
     text = text_of(render_report(ReportData("bare", [], "")))
-    for section in ("The model", "Training", "Data", "Examples"):
+    for section in ("The model", "Training", "Data", "Examples", "Answers"):
         assert section not in text
 
 

@@ -302,10 +302,10 @@ def test_an_adapter_of_the_hub(base: Path, tmp_path: Path, monkeypatch: pytest.M
     save_adapter(first, trained(first), snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    folder = adapter_folder(HubModel(repo_id="owner/name"))
+    folder = adapter_folder(HubModel(repo_id="owner/name"), tmp_path)
     assert folder == snapshot
     loaded = continue_adapter(load(base), LoraConfig(target_modules=("q_proj",)), folder, "base")
     assert torch.equal(logits(loaded), logits(first))
-    assert refusal(lambda: adapter_folder(HubModel(repo_id="owner/gone"))).startswith(
+    assert refusal(lambda: adapter_folder(HubModel(repo_id="owner/gone"), tmp_path)).startswith(
         "owner/gone: neither a local folder nor to be had from the Hugging Face hub ("
     )

@@ -14,7 +14,7 @@ from llmforge.checkpoint.names import checkpoint_name
 from llmforge.checkpoint.store import CheckpointStore
 from llmforge.errors import CheckpointError, StorageError
 from llmforge.storage.base import NotFoundError, check_writable, open_storage, read_bytes, write_bytes
-from llmforge.storage.cache import fetch_to_cache, fingerprint
+from llmforge.storage.cache import fetch_folder_to_cache, fetch_to_cache, fingerprint
 from llmforge.storage.manifest import (
     commit_folder,
     fetch_folder,
@@ -208,6 +208,40 @@ def test_fingerprint_and_cache_follow_the_object(s3_bucket: str, s3_client: S3Cl
     assert (first.read_bytes(), second.read_bytes()) == (b"old", b"new")
     second.write_bytes(b"cut short by something else"[:1])
     assert fetch_to_cache(uri, tmp_path).read_bytes() == b"new"
+
+
+def test_a_folder_comes_into_the_cache_once_a_version(s3_bucket: str, s3_client: S3Client, tmp_path: Path) -> None:
+    uri = f"s3://{s3_bucket}/models/one"
+    with pytest.raises(NotFoundError, match=rf"{uri}: holds none of \*.json, \*.safetensors"):
+        fetch_folder_to_cache(uri, tmp_path, ["*.json", "*.safetensors"])
+    bodies = {"config.json": b"{}", "model.safetensors": b"old", "notes.md": b"-", "optimizer/rank.safetensors": b"-"}
+    for name, body in bodies.items():
+        s3_client.put_object(Bucket=s3_bucket, Key=f"models/one/{name}", Body=body)
+    first = fetch_folder_to_cache(uri, tmp_path, ["*.json", "*.safetensors"])
+    assert {file.name: file.read_bytes() for file in first.iterdir()} == {
+        "config.json": b"{}",
+        "model.safetensors": b"old",
+    }
+    inode = (first / "model.safetensors").stat().st_ino
+    (first / "config.json").unlink()
+    assert fetch_folder_to_cache(uri, tmp_path, ["*.json", "*.safetensors"]) == first
+    assert (first / "config.json").is_file() and (first / "model.safetensors").stat().st_ino == inode
+    s3_client.put_object(Bucket=s3_bucket, Key="models/one/model.safetensors", Body=b"new")
+    second = fetch_folder_to_cache(uri, tmp_path, ["*.json", "*.safetensors"])
+    assert [(folder / "model.safetensors").read_bytes() for folder in (first, second)] == [b"old", b"new"]
+
+
+def test_a_folder_with_a_manifest_is_verified(s3_bucket: str, s3_client: S3Client, tmp_path: Path) -> None:
+    """One byte has flipped on the server, which says nothing of it."""
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "model.safetensors").write_bytes(b"right")
+    uri = f"s3://{s3_bucket}/exports/one"
+    commit_folder(open_storage(uri), "", tmp_path / "made", {})
+    folder = fetch_folder_to_cache(uri, tmp_path / "cache", ["*.safetensors"])
+    assert (folder / "model.safetensors").read_bytes() == b"right"
+    s3_client.put_object(Bucket=s3_bucket, Key="exports/one/model.safetensors", Body=b"wrong")
+    with pytest.raises(DamagedError, match=r"model\.safetensors: SHA-256"):
+        fetch_folder_to_cache(uri, tmp_path / "cache", ["*.safetensors"])
 
 
 def fetch_in_process(uri: str, folder: Path) -> tuple[str, int]:

@@ -4,8 +4,7 @@ One call runs many cases in the same processes, since importing DeepSpeed takes 
 """
 
 import hashlib
-import os
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +14,15 @@ import peft
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmforge.config.activation_plan import LOGITS_AT_ONCE
+from llmforge.config.batch_size import micro_batches_per_worker
 from llmforge.config.deepspeed import build_deepspeed_config
-from llmforge.config.training import AdamW, OptimizerConfig
+from llmforge.config.training import AdamW, OptimizerConfig, PreferenceTuningConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.packing import pack
+from llmforge.dataset.reference import write_reference
 from llmforge.dataset.shards import SampleReader
 from llmforge.models.attention import use_attention
 from llmforge.train.batches import Layout, TrainingBatches
@@ -32,8 +32,10 @@ from llmforge.train.loop import seed_step
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
 from llmforge.train.optimizer_state import OptimizerState
+from llmforge.train.preference import PreferenceLoss
 from llmforge.train.state import TrainerState, load_optimizer_state, save_optimizer_state
 from tests.dataset.samples import join_examples, write_samples
+from tests.train.processes import run_ranks
 
 Precision = Literal["fp32", "bf16"]
 Method = Literal["full", "tied", "lora", "lora on the head"]
@@ -71,10 +73,17 @@ class Case:
     hidden_size: int = 32
     rehearsed: bool = False
     """Take a step that changes nothing first, and forget it."""
+    preference: PreferenceTuningConfig | None = None
+    """Learn from pairs of answers."""
 
     @property
     def accumulation(self) -> int:
-        return GLOBAL_BATCH // (self.num_workers * self.micro_batch_size)
+        return micro_batches_per_worker(GLOBAL_BATCH, self.micro_batch_size, self.num_workers)
+
+    @property
+    def layout(self) -> Layout:
+        of_pairs = self.preference is not None
+        return Layout(self.by_documents, of_pairs=of_pairs, alone=of_pairs and not self.packed)
 
     @property
     def key(self) -> str:
@@ -89,6 +98,7 @@ class Outcome:
     grad_norms: list[float]
     evaluation: float
     weights: dict[str, torch.Tensor]
+    measures: list[dict[str, float]]
 
 
 def run_cases(cases: list[Case], folder: Path) -> dict[Case, Outcome]:
@@ -97,9 +107,7 @@ def run_cases(cases: list[Case], folder: Path) -> dict[Case, Outcome]:
     outcomes: dict[Case, Outcome] = {}
     for num_workers in sorted({case.num_workers for case in cases}, reverse=True):
         group = [case for case in cases if case.num_workers == num_workers]
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        spawn(_rank, args=(num_workers, port, group, folder), nprocs=num_workers)  # type: ignore[no-untyped-call]
+        run_ranks(_run_all, num_workers, group, folder)
         for number, case in enumerate(group):
             outcomes[case] = torch.load(folder / f"outcome-{num_workers}-{number}.pt", weights_only=False)
     return outcomes
@@ -117,6 +125,18 @@ def write_random_samples(folder: Path) -> None:
     packs = pack(np.array([len(example.input_ids) for example in examples]), CONTEXT_LENGTH)
     write_samples(folder / "packed.arrow", [join_examples([examples[i] for i in members]) for members in packs])
     write_samples(folder / "alone.arrow", [join_examples([example]) for example in examples])
+    pairs = [examples[i : i + 2] for i in range(0, len(examples), 2)]
+    packs = pack(np.array([sum(len(one.input_ids) for one in pair) for pair in pairs]), 2 * CONTEXT_LENGTH)
+    _write_pairs(folder / "packed", pairs, list(packs))
+    _write_pairs(folder / "alone", pairs, [[index] for index in range(len(pairs))])
+
+
+def _write_pairs(path: Path, pairs: Sequence[list[Example]], packs: list[list[int]]) -> None:
+    """Packs of pairs, and beside them the numbers of a reference model."""
+    references = np.random.default_rng(4).uniform(-60, -10, (len(pairs), 2)).astype(np.float32)
+    samples = [join_examples([example for index in members for example in pairs[index]]) for members in packs]
+    write_samples(path.with_suffix(".pairs.arrow"), samples, is_paired=True)
+    write_reference(path.with_suffix(".reference.arrow"), [references[members].ravel() for members in packs])
 
 
 def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32) -> LlamaForCausalLM | peft.PeftModel:
@@ -135,23 +155,19 @@ def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32
     return peft.get_peft_model(model, lora)
 
 
-def _rank(rank: int, num_workers: int, port: int, cases: list[Case], folder: Path) -> None:
-    torch.set_num_threads(1)
+def _run_all(rank: int, cases: list[Case], folder: Path) -> None:
     LOGITS_AT_ONCE["cpu"] = 5 * VOCABULARY  # so that the output layer takes several chunks
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(num_workers)}  # DeepSpeed reads these
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
     for number, case in enumerate(cases):
         outcome = _run(case, folder, rank)
         if rank == 0:
-            torch.save(outcome, folder / f"outcome-{num_workers}-{number}.pt")
-    dist.destroy_process_group()
+            torch.save(outcome, folder / f"outcome-{case.num_workers}-{number}.pt")
 
 
 def _run(case: Case, folder: Path, rank: int) -> Outcome:
-    reader = SampleReader([folder / ("packed.arrow" if case.packed else "alone.arrow")])
+    reader = _reader(case, folder / ("packed" if case.packed else "alone"))
     batches = TrainingBatches(
-        reader, micro_batch_size=case.micro_batch_size, num_micro_batches=case.accumulation, rank=rank,
-        num_workers=case.num_workers, seed=SEED, shuffle=True, layout=Layout(case.by_documents),
+        reader, micro_batch_size=case.micro_batch_size, sequences_per_step=GLOBAL_BATCH, rank=rank,
+        num_workers=case.num_workers, seed=SEED, shuffle=True, layout=case.layout,
     )  # fmt: skip
     source = case.resume_from
     engine, step = build_engine(case), 0
@@ -159,7 +175,7 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
         engine, step = _restored(case, folder / source.key), source.num_steps
     if case.rehearsed:
         engine.rehearse(next(iter(batches.step(0).micro_batches)))
-    losses, grad_norms = [], []
+    losses, grad_norms, measures = [], [], []
     while step < case.num_steps:
         if step == case.resume_at:
             _save(engine, folder / case.key, step)
@@ -168,17 +184,25 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
         result = engine.step(batches.step(step), learning_rate=1e-3)
         losses.append(result.loss)
         grad_norms.append(result.grad_norm)
+        measures.append(dict(result.measures))
         step += 1
     _save(engine, folder / case.key, step)
     validation = TrainingBatches(
         reader,
         micro_batch_size=2,
-        num_micro_batches=1,
+        sequences_per_step=2 * case.num_workers,
         rank=rank,
         num_workers=case.num_workers,
-        layout=Layout(case.by_documents),
+        layout=case.layout,
     )
-    return Outcome(losses, grad_norms, evaluate(engine, validation).loss, _weights(engine))
+    evaluation = evaluate(engine, validation)
+    return Outcome(losses, grad_norms, evaluation.loss, _weights(engine), [*measures, dict(evaluation.measures)])
+
+
+def _reader(case: Case, path: Path) -> SampleReader:
+    if case.preference is None:
+        return SampleReader([path.with_suffix(".arrow")])
+    return SampleReader([path.with_suffix(".pairs.arrow")], [path.with_suffix(".reference.arrow")])
 
 
 def load_weights(folder: Path, method: Method) -> dict[str, torch.Tensor]:
@@ -203,7 +227,8 @@ def build_engine(case: Case, weights: dict[str, torch.Tensor] | None = None) -> 
         gradient_accumulation_steps=case.accumulation, num_workers=case.num_workers, precision=case.precision,
         max_grad_norm=0.5, hidden_size=case.hidden_size,
     )  # fmt: skip
-    return TrainingEngine(NextTokenLoss(model), optimizer, config, torch.device("cpu"))
+    loss = NextTokenLoss(model) if case.preference is None else PreferenceLoss(model, case.preference)
+    return TrainingEngine(loss, optimizer, config, torch.device("cpu"))
 
 
 def _weights(engine: TrainingEngine) -> dict[str, torch.Tensor]:

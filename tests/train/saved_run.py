@@ -33,7 +33,7 @@ from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.recovery import finish_or_remove_leftovers, restore_newest
 from llmforge.train.requests import Request
 from llmforge.train.state import STATE_FILE, TrainerState, load_optimizer_state
-from tests.train.ranks import SEED, Case, build_engine, load_weights
+from tests.train.ranks import GLOBAL_BATCH, SEED, Case, build_engine, load_weights
 
 PATIENCE_SECONDS = 60.0
 
@@ -103,7 +103,7 @@ def train_rank(
             engine=engine,
             tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))),
             identity=RunIdentity(run.driver_id, run.group, "model_id: tiny\n", "data/0", batches.sequences_per_step),
-            metrics_file=Path(folder) / METRICS_FILE,
+            record_files=[Path(folder) / METRICS_FILE],
             num_to_keep=run.num_to_keep,
             supervision=watch,
             on_commit=lambda info: watch.write(f"saved {info.name}"),
@@ -131,7 +131,7 @@ def _batches(run: SavedRun, rank: int, *, is_validation: bool = False) -> Traini
     return TrainingBatches(
         SampleReader([run.samples / ("packed.arrow" if case.packed else "alone.arrow")]),
         micro_batch_size=2 if is_validation else case.micro_batch_size,
-        num_micro_batches=1 if is_validation else case.accumulation,
+        sequences_per_step=2 * case.num_workers if is_validation else GLOBAL_BATCH,
         rank=rank,
         num_workers=case.num_workers,
         seed=SEED,

@@ -147,7 +147,8 @@ def test_more_devices_than_the_cluster_has(refused: Refused) -> None:
         "num_devices: the cluster is too small for the training workers:",
         "  CPU: 3 x 1 = 3 needed, the cluster has 2",
         "  licence: 3 x 1 = 3 needed, the cluster has 0",
-        "lower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes",
+        "lower num_devices (and raise gradient_accumulation_steps by the same factor), or add nodes, or set "
+        "resource_timeout_seconds to wait for nodes that are still to come",
     ]
 
 

@@ -40,14 +40,16 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, SampleReader]
     return {count: SampleReader([folder / f"{count}.arrow"]) for count in NUM_SAMPLES}
 
 
-def ranks(reader: SampleReader, shape: Shape, *, seed: int = 0, shuffle: bool = True) -> list[TrainingBatches]:
-    """What all ranks of one training see."""
-    num_micro_batches, num_workers, micro_batch_size = shape
+def ranks(
+    reader: SampleReader, shape: Shape, *, seed: int = 0, shuffle: bool = True, num_sequences: int | None = None
+) -> list[TrainingBatches]:
+    """What all ranks of one training see, whose steps take `num_sequences`, or all that the shape has room for."""
+    _, num_workers, micro_batch_size = shape
     return [
         TrainingBatches(
             reader,
             micro_batch_size=micro_batch_size,
-            num_micro_batches=num_micro_batches,
+            sequences_per_step=num_sequences or int(np.prod(shape)),
             rank=rank,
             num_workers=num_workers,
             seed=seed,
@@ -156,14 +158,36 @@ def test_the_last_step_is_filled_up_with_what_counts_for_nothing(readers: dict[i
     assert num_trained(second) == 0
 
 
+@pytest.mark.parametrize(("num_workers", "num_micro_batches"), [(1, 8), (2, 4), (3, 3), (5, 2), (8, 1), (11, 1)])
+def test_any_number_of_workers_takes_the_same_steps(
+    readers: dict[int, SampleReader], num_workers: int, num_micro_batches: int
+) -> None:
+    """Also one by which the sequences of a step cannot be divided."""
+    workers = ranks(readers[23], (num_micro_batches, num_workers, 1), seed=5, num_sequences=8)
+    alone = ranks(readers[23], (8, 1, 1), seed=5)[0]
+    assert {worker.steps_per_epoch for worker in workers} == {alone.steps_per_epoch} == {3}
+    for step in range(6):
+        expected = alone.step(step)
+        assert sorted(taken(workers, step)) == sorted(numbers(expected.micro_batches))
+        for worker in workers:
+            mine = worker.step(step)
+            assert len(mine.micro_batches) == num_micro_batches
+            assert (mine.num_trained_tokens, mine.num_tokens) == (expected.num_trained_tokens, expected.num_tokens)
+
+
 def test_trained_tokens_of_all_samples(readers: dict[int, SampleReader]) -> None:
     expected = sum(np.count_nonzero(sample(number).labels != IGNORED_LABEL) for number in range(1, 24))
     assert ranks(readers[23], (1, 1, 2))[0].num_trained_tokens == expected > 0
 
 
 def test_the_plan_deals_out_runs_of_the_order() -> None:
-    plan = plan_steps(np.array([4, 0, 3, 1, 2]), (1, 2, 2))
+    plan = plan_steps(np.array([4, 0, 3, 1, 2]), 4, (1, 2, 2))
     assert plan.tolist() == [[[[4, 0], [3, 1]]], [[[2, EMPTY], [EMPTY, EMPTY]]]]
+
+
+def test_the_plan_leaves_empty_what_a_step_has_no_sequences_for() -> None:
+    plan = plan_steps(np.array([4, 0, 3, 1, 2]), 3, (1, 2, 2))
+    assert plan.tolist() == [[[[4, 0], [3, EMPTY]]], [[[1, 2], [EMPTY, EMPTY]]]]
 
 
 def packed(*lengths: int) -> Sample:
@@ -218,7 +242,7 @@ def test_pad_to_is_a_least_width(pad_to: int | None, width: int) -> None:
 
 def test_pad_to_of_a_training(readers: dict[int, SampleReader]) -> None:
     batches = TrainingBatches(
-        readers[5], micro_batch_size=2, num_micro_batches=2, rank=0, num_workers=1, layout=Layout(pad_to=16)
+        readers[5], micro_batch_size=2, sequences_per_step=4, rank=0, num_workers=1, layout=Layout(pad_to=16)
     )
     shapes = [batch.input_ids.shape for step in range(2) for batch in batches.step(step).micro_batches]
     assert shapes == [(2, 16)] * 4
@@ -234,6 +258,6 @@ def test_a_batch_moves_as_a_whole() -> None:
 
 def test_the_largest_batch_holds_the_longest_samples(readers: dict[int, SampleReader]) -> None:
     reader = readers[5]
-    batches = TrainingBatches(reader, micro_batch_size=2, num_micro_batches=1, rank=0, num_workers=1)
+    batches = TrainingBatches(reader, micro_batch_size=2, sequences_per_step=2, rank=0, num_workers=1)
     assert batches.largest().input_ids.shape == (2, batches.longest_tokens)
     assert batches.longest_tokens == max(len(reader[index].input_ids) for index in range(len(reader)))

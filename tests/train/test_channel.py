@@ -71,3 +71,17 @@ def test_a_new_group_has_nothing_to_make_up_for_but_stops_where_a_stop_was_asked
     mailbox.ask(Request(num_saves=1, stop=True))
     mailbox.begin_group()
     assert mailbox.beat(replace(BEAT, group=3)) == Request(stop=True)
+
+
+def test_a_group_that_is_to_leave_is_asked_to_stop_and_its_successor_is_not() -> None:
+    mailbox = Mailbox()
+    assert not mailbox.is_group_moving()
+    mailbox.begin_group()
+    mailbox.ask(Request(num_saves=1))
+    assert mailbox.is_group_moving()
+    mailbox.let_leave()
+    assert mailbox.beat(BEAT) == Request(num_saves=1, stop=True)
+    mailbox.put(Event("stopped", step=3))
+    assert not mailbox.is_group_moving()
+    mailbox.begin_group()
+    assert mailbox.beat(replace(BEAT, group=2)) == Request()

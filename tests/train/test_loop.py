@@ -59,6 +59,8 @@ class World:
     last_request: Request = field(default_factory=Request)
     upload_error_at_step: int | None = None
     is_finished: bool = False
+    is_asked: bool = False
+    """Whether the job has prompts."""
 
     def run(self, plan: LoopPlan, state: TrainerState | None = None) -> TrainerState:
         """Train from a state, or from the start."""
@@ -74,6 +76,7 @@ class World:
             logger=self,
             meter=StepMeter(2, 1e6),
             operations=OPERATIONS,
+            answer_prompts=self._answer if self.is_asked else None,
         )
         train(parts, state, plan)
         return state
@@ -81,6 +84,9 @@ class World:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if "save/seconds" in metrics:
             self.timed_saves.append(step)
+            return
+        if "eval/samples_seconds" in metrics:
+            self.journal.append(("log answers", step))
             return
         kind = "log evaluation" if "eval/loss" in metrics else "log step"
         self.journal.append((kind, step))
@@ -92,6 +98,9 @@ class World:
     def _evaluate(self, next_loss: Callable[[], float]) -> EvaluationResult:
         self.journal.append(("evaluate", len(self.learning_rates)))
         return EvaluationResult(next_loss(), num_trained_tokens=50)
+
+    def _answer(self, step: int) -> None:
+        self.journal.append(("answer", step))
 
     def save(self, state: TrainerState) -> None:
         self.journal.append(("save", state.step))
@@ -171,6 +180,24 @@ def test_a_whole_run() -> None:
     assert (state.step, state.seen_trained_tokens) == (7, sum(range(10, 17)))
     assert world.timed_saves == saves(world.journal)
     assert world.saved[-1] == state  # the evaluation of its own weights is in a checkpoint
+
+
+def test_prompts_are_answered_behind_every_evaluation_and_before_its_checkpoint() -> None:
+    world = World(validation_losses=[4.0, 3.0, 2.0, 1.0], is_asked=True)
+    world.run(replace(PLAN, eval_first=True))
+    others = ("evaluate", "step", "log step", "log evaluation")
+    assert [entry for entry in world.journal if entry[0] not in others] == [
+        *[("answer", 0), ("log answers", 0)],
+        *[("answer", 3), ("log answers", 3), ("save", 3)],
+        *[("answer", 6), ("log answers", 6), ("save", 6)],
+        *[("answer", 7), ("log answers", 7), ("save", 7)],
+    ]
+    assert [phase for phase in world.phases if phase[0] == "answering prompts"] == [
+        ("answering prompts", step) for step in (0, 3, 6, 7)
+    ]
+    resumed = World(validation_losses=[1.0], is_asked=True)
+    resumed.run(PLAN, world.saved[1])
+    assert [entry for entry in resumed.journal if entry[0] == "answer"] == [("answer", 7)]
 
 
 def test_what_a_record_holds() -> None:

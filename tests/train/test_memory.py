@@ -5,8 +5,6 @@ passes, on CPUs.
 from __future__ import annotations
 
 import gc
-import os
-import socket
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -31,6 +27,7 @@ from llmforge.train.batches import Batch, Layout, StepBatches, collate
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
+from tests.train.processes import run_ranks
 from tests.train.ranks import Method, Precision, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -76,22 +73,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, int]:
     found: dict[Case, int] = {}
     for num_workers in (1, 2):
         cases = [case for case in CASES if case.num_workers == num_workers]
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        spawn(_rank, args=(num_workers, port, cases, folder), nprocs=num_workers)  # type: ignore[no-untyped-call]
+        run_ranks(_train_all, num_workers, cases, folder / f"{num_workers}.pt")
         found |= dict(zip(cases, torch.load(folder / f"{num_workers}.pt"), strict=True))
     return found
 
 
-def _rank(rank: int, num_workers: int, port: int, cases: list[Case], folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(num_workers)}
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=num_workers)
-    gc.freeze()  # what the imports have made need not be searched again and again
+def _train_all(rank: int, cases: list[Case], found: Path) -> None:
     sizes = [_train(case) for case in cases]
     if rank == 0:
-        torch.save(sizes, folder / f"{num_workers}.pt")
-    dist.destroy_process_group()
+        torch.save(sizes, found)
 
 
 def _train(case: Case) -> int:

@@ -1,15 +1,11 @@
 """A model that is loaded in parts trains as one that is loaded whole, in real ranks."""
 
-import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
 import torch
-import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedModel
 
 from llmforge.config.deepspeed import build_deepspeed_config
@@ -22,6 +18,7 @@ from llmforge.train.batches import Layout, TrainingBatches
 from llmforge.train.engine import TrainingEngine, start_deepspeed
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
+from tests.train.processes import run_ranks
 from tests.train.ranks import Method, Precision, tiny_model, write_random_samples
 
 pytestmark = pytest.mark.slow
@@ -37,10 +34,7 @@ def _config(precision: Precision) -> dict[str, object]:
     )  # fmt: skip
 
 
-def _rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": str(NUM_WORKERS)}
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=NUM_WORKERS)
+def _train_all(rank: int, folder: Path) -> None:
     start_deepspeed(CPU)
     found = {
         (method, precision, in_parts): _train(method, precision, folder, rank, in_parts=in_parts)
@@ -49,7 +43,6 @@ def _rank(rank: int, port: int, folder: Path) -> None:
     }
     if rank == 0:
         torch.save(found, folder / "found.pt")
-    dist.destroy_process_group()
 
 
 def _train(method: Method, precision: Precision, folder: Path, rank: int, *, in_parts: bool) -> list[float]:
@@ -62,7 +55,7 @@ def _train(method: Method, precision: Precision, folder: Path, rank: int, *, in_
     optimizer = build_optimizer(model.parameters(), AdamW(), 1e-3)
     engine = TrainingEngine(NextTokenLoss(model), optimizer, dict(_config(precision)), CPU)
     batches = TrainingBatches(
-        SampleReader([folder / "packed.arrow"]), micro_batch_size=1, num_micro_batches=2, rank=rank,
+        SampleReader([folder / "packed.arrow"]), micro_batch_size=1, sequences_per_step=2 * NUM_WORKERS, rank=rank,
         num_workers=NUM_WORKERS, layout=Layout(by_documents=True),
     )  # fmt: skip
     return [engine.step(batches.step(step), 1e-3).loss for step in range(3)]
@@ -84,9 +77,7 @@ def _load(precision: Precision, folder: Path, *, in_parts: bool) -> PreTrainedMo
 def test_partitioned_loading(tmp_path: Path) -> None:
     write_random_samples(tmp_path)
     tiny_model("full").save_pretrained(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    spawn(_rank, args=(port, tmp_path), nprocs=NUM_WORKERS)  # type: ignore[no-untyped-call]
+    run_ranks(_train_all, NUM_WORKERS, tmp_path)
     found = torch.load(tmp_path / "found.pt")
     for method, precision in CASES:
         whole, parts = found[method, precision, False], found[method, precision, True]

@@ -14,7 +14,9 @@ def batches(tmp_path_factory: pytest.TempPathFactory) -> TrainingBatches:
     folder = tmp_path_factory.mktemp("samples")
     write_random_samples(folder)
     reader = SampleReader([folder / "packed.arrow"])
-    return TrainingBatches(reader, micro_batch_size=2, num_micro_batches=2, rank=0, num_workers=1, seed=3, shuffle=True)
+    return TrainingBatches(
+        reader, micro_batch_size=2, sequences_per_step=4, rank=0, num_workers=1, seed=3, shuffle=True
+    )
 
 
 def assert_same(one: StepBatches, other: StepBatches) -> None:

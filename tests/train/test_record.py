@@ -12,6 +12,7 @@ from rich.console import Console
 from llmforge.metrics.loggers import METRICS_FILE
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
+from llmforge.metrics.samples import SAMPLES_FILE, Sample
 from llmforge.storage.base import NotFoundError, Storage, open_storage, read_bytes, write_bytes
 from llmforge.train.channel import Event
 from llmforge.train.record import RunRecord
@@ -35,6 +36,11 @@ class Run:
         """One metric record for each step."""
         for step in steps:
             self.record.handle(Event("metrics", step=step, metrics={"train/loss": step / 8}))
+
+    def answers(self, step: int, text: str) -> None:
+        """One prompt was answered."""
+        sample = Sample(step, 0, [{"role": "user", "content": "a?"}], text, "stop")
+        self.record.handle(Event("samples", step=step, samples=[sample]))
 
     def saves(self, step: int) -> None:
         self.record.handle(Event("checkpoint", step=step, text=f"step-{step:08d}-ab12"))
@@ -80,6 +86,46 @@ def test_metrics_reach_the_storage_with_every_checkpoint_and_at_the_end(storage:
     assert read_bytes(storage, METRICS_FILE).decode() == "".join(
         f'{{"step": {step}, "train/loss": {step / 8}}}\n' for step in (1, 2, 3, 4)
     )
+
+
+def stored_answers(storage: Storage, folder: str = "") -> list[tuple[int, str]]:
+    rows = [json.loads(line) for line in read_bytes(storage, f"{folder}{SAMPLES_FILE}").splitlines()]
+    return [(row["step"], row["answer"]) for row in rows]
+
+
+def test_answers_reach_the_storage_as_metrics_do_and_have_no_gap_or_double_after_a_restart(storage: Storage) -> None:
+    run = Run(storage)
+    run.starts()
+    run.steps(1, 2)
+    run.answers(2, "a")
+    saved = keep_in_checkpoint(storage, 1, 2)
+    run.saves(2)
+    stored = read_bytes(storage, SAMPLES_FILE)
+    assert stored_answers(storage) == [(2, "a")]
+    write_bytes(storage, f"checkpoints/{saved}/{SAMPLES_FILE}", stored)
+    run.answers(4, "lost")
+    run.starts(step=2, checkpoint=saved)
+    run.answers(4, "b")
+    run.record.close()
+    assert stored_answers(storage) == [(2, "a"), (4, "b")]
+    assert [(sample.step, sample.answer) for sample in run.record.samples] == [(2, "a"), (4, "b")]
+    assert [line for line in run.shown if "prompt answered" in line] == [
+        'step 2: 1 prompt answered; the first: "a"',
+        'step 4: 1 prompt answered, 1 otherwise than before; the first: "lost"',
+        'step 4: 1 prompt answered, 1 otherwise than before; the first: "b"',
+    ]
+    later = Run(storage)  # another driver, which knows only what the checkpoint holds
+    later.starts(step=2, checkpoint=saved)
+    later.answers(4, "b")
+    later.record.close()
+    assert stored_answers(storage) == [(2, "a"), (4, "b")]
+
+
+def test_a_run_without_prompts_leaves_no_file_of_answers(storage: Storage) -> None:
+    run = Run(storage)
+    run.starts()
+    run.record.close()
+    assert [file.key for file in storage.list()] == [METRICS_FILE]
 
 
 def test_records_can_be_read_after_the_end(storage: Storage) -> None:
@@ -128,7 +174,7 @@ def test_a_checkpoint_without_records_leaves_a_gap_and_a_word(
     run.steps(3)
     run.record.close()
     assert stored_steps(storage) == [3]
-    assert "the curves up to step 2 may have gaps" in caplog.text
+    assert "the curves and answers up to step 2 may have gaps" in caplog.text
 
 
 def test_a_run_that_starts_anew_in_the_same_folder(storage: Storage) -> None:
@@ -192,3 +238,23 @@ def test_times_measured_by_workers(storage: Storage) -> None:
     run.record.handle(Event("timing", text="worker: imports", metrics={"seconds": 4.25}))
     run.record.close()
     assert run.timer.report().splitlines()[1].split()[:3] == ["worker:", "imports", "4.25"]
+
+
+def test_workers_that_left_for_others_have_not_stopped_the_run(storage: Storage) -> None:
+    run = Run(storage)
+    run.starts()
+    run.record.handle(Event("stopped", step=4))
+    assert run.record.is_stopped
+    run.starts()
+    assert not run.record.is_stopped
+    run.record.close()
+
+
+def test_a_wait_is_shown_and_lasts_until_the_next_word(storage: Storage) -> None:
+    run = Run(storage)
+    run.record.handle(Event("waiting", text="waiting for 2 x {CPU: 1}: 1 free"))
+    assert run.record.is_waiting
+    assert run.shown == ["waiting for 2 x {CPU: 1}: 1 free"]
+    run.record.handle(Event("phase", text="loading the model"))
+    assert not run.record.is_waiting
+    run.record.close()

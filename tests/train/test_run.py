@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+import llmforge
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig, load_job
 from llmforge.config.job_yaml import job_from_yaml
@@ -22,6 +23,7 @@ from llmforge.errors import CheckpointError
 from llmforge.metrics.loggers import read_metrics
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
+from llmforge.metrics.samples import SAMPLES_FILE, Sample, read_samples
 from llmforge.prompt.chat_template import chat_template
 from llmforge.prompt.messages import parse_conversation
 from llmforge.prompt.render import render
@@ -59,6 +61,15 @@ def losses_of(result: RunResult) -> list[float]:
     losses = {int(record["step"]): record["train/loss"] for record in records if "train/loss" in record}
     assert list(losses) == list(range(1, result.latest.step + 1))
     return list(losses.values())
+
+
+def assert_answers_are_the_checkpoints(samples: list[Sample], result: RunResult, info: CheckpointInfo) -> None:
+    """Those of one step, by whoever loads what was saved then."""
+    found = [sample for sample in samples if sample.step == info.step]
+    model = llmforge.load(result.run_uri, checkpoint=info.name)
+    answers = model.generate_batch([sample.messages for sample in found], temperature=0.0, max_tokens=20)
+    assert [sample.answer for sample in found] == answers
+    assert all(answers)
 
 
 def validation_loss(model: PreTrainedModel, output: Path) -> float:
@@ -120,6 +131,9 @@ def test_an_adapter_loads_with_peft(
 def test_full_weights_load_with_transformers_also_from_zero_3(
     shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
 ) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    messages = [{"messages": json.loads(line)["messages"][:1]} for line in rows.read_text().splitlines()[:3]]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in messages))
     result = run(
         make_job(
             model_id=str(small_model),
@@ -129,10 +143,16 @@ def test_full_weights_load_with_transformers_also_from_zero_3(
             learning_rate=1e-3,
             dataset={"valid_fraction": 0.2},
             deepspeed={"zero_optimization": {"stage": 3}},
+            eval_first=True,
+            evaluation={"prompts": str(prompts), "max_tokens": 20},
         ),
         tmp_path,
     )
+    samples = read_samples(Path(result.run_uri) / SAMPLES_FILE)
+    assert [(sample.step, sample.prompt) for sample in samples] == [(step, i) for step in (0, 4) for i in range(3)]
+    assert_answers_are_the_checkpoints(samples, result, result.best)
     folder = folder_of(result)
+    assert read_samples(folder / SAMPLES_FILE) == samples
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert validation_loss(model, tmp_path / "runs") == pytest.approx(result.best.eval_loss, rel=1e-5)
     messages = [{"role": "user", "content": " How many? "}]
@@ -143,7 +163,9 @@ def test_full_weights_load_with_transformers_also_from_zero_3(
     assert (run_folder / "job.yaml").read_text() == "submitted: text\n"
     resolved = job_from_yaml((folder / "resolved_job.yaml").read_text())
     assert resolved.max_steps == 4 and resolved.learning_rate == 1e-3 and resolved.precision == "fp32"
-    assert "<svg" in (run_folder / "report.html").read_text()
+    assert resolved.evaluation is not None and len(resolved.evaluation.prompts) == 3  # no longer the path of a file
+    report = (run_folder / "report.html").read_text()
+    assert "<svg" in report and "Step 0" in report
     keys = {"step", "epoch", "train/loss", "train/lr", "train/grad_norm", "train/trained_tokens_per_second"}
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
@@ -163,6 +185,10 @@ def test_resuming_is_bit_identical_and_with_another_number_of_workers_nearly_so(
         "checkpoint_and_evaluation_frequency": {"unit": "steps", "frequency": 3},
         "num_checkpoints_to_keep": 5,
         "train_batch_size_per_device": 1,
+        "evaluation": {
+            "prompts": ["How many apples are there?", "Tom has 3 dogs. How many legs?", "Hi"],
+            "max_tokens": 20,
+        },
     }
     whole = run(make_job(run_name="whole", **keys), tmp_path)
     for name in ("cut", "alone"):
@@ -176,6 +202,10 @@ def test_resuming_is_bit_identical_and_with_another_number_of_workers_nearly_so(
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
     assert losses_of(whole) == losses_of(resumed)
+    samples = read_samples(Path(whole.run_uri) / SAMPLES_FILE)
+    assert [sample.step for sample in samples] == [3, 3, 3, 6, 6, 6]
+    assert read_samples(Path(resumed.run_uri) / SAMPLES_FILE) == samples
+    assert_answers_are_the_checkpoints(samples, resumed, resumed.latest)
     with pytest.raises(CheckpointError, match="was trained with 2 sequences a step, now it is 1"):
         run(make_job(run_name="alone", **keys | {"num_devices": 1}), tmp_path, resume=True)
     one_worker = keys | {"num_devices": 1, "gradient_accumulation_steps": 2}

@@ -14,10 +14,10 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
+from llmforge.answers.sampling import Sampling
 from llmforge.checkpoint.store import CheckpointStore
 from llmforge.cli.generate import GenerateOptions, run_generate
 from llmforge.errors import DataError
-from llmforge.inference.sampling import Sampling
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import open_storage, read_bytes
@@ -55,8 +55,11 @@ def run(
     """LoRA on two workers; one row of the data is no JSON and is left out."""
     data = "\n".join([*real_rows[:60], "cut in ha"])
     s3_client.put_object(Bucket=s3_bucket, Key="data/train.jsonl", Body=data.encode())
+    for file in small_model.glob("*.[js]*"):
+        s3_client.upload_file(str(file), s3_bucket, f"models/base/{file.name}")
     job = make_job(
         model_id=str(small_model),
+        initial_base_model_ckpt_path=f"s3://{s3_bucket}/models/base",
         train_path=f"s3://{s3_bucket}/data/train.jsonl",
         output_dir=f"s3://{s3_bucket}/runs",
         dataset={"valid_fraction": 0.2, "on_invalid": "drop"},

@@ -80,6 +80,17 @@ def test_best_evaluation(losses: list[float], best_step: int | None) -> None:
     assert (best.step if best else None) == best_step
 
 
+def test_another_measure_may_say_which_is_best() -> None:
+    """Higher is better; of a diverged model it says nothing."""
+    state = TrainerState()
+    for step, (loss, score) in enumerate([(3.0, 0.5), (1.0, 0.25), (2.0, 0.75), (NAN, 1.0)]):
+        state.evaluations.append(Evaluation(step=step, loss=loss, score=score))
+    assert state.best_evaluation is not None and state.best_evaluation.step == 2
+    assert state.has_stopped_improving(1, 0.0)
+    assert not state.has_stopped_improving(3, 0.1)
+    assert state.has_stopped_improving(3, 0.25)
+
+
 def test_is_evaluated() -> None:
     state = state_with([2.0, 1.0])
     assert state.is_evaluated()

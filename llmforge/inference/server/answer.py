@@ -8,8 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from llmforge.inference.answer_text import Decode, HeadCut, TokenDecoder
-from llmforge.inference.stops import Stops, TextCut, TokenCut
+from llmforge.answers.answer_text import Decode, HeadCut, TokenDecoder
+from llmforge.answers.stops import Stops, TextCut, TokenCut
 
 FinishReason = Literal["stop", "length"]
 

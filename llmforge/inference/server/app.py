@@ -6,7 +6,7 @@ In: HTTP. Out: what a `Service` answers, in OpenAI's shapes; every refusal is an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -33,12 +33,16 @@ from llmforge.inference.server.service import Answers, Service
 _BODY_SECONDS = 30
 """Longest time in which a body may arrive."""
 
+MetricsText = Callable[[], Awaitable[bytes]]
+
 _Asked = TypeVar("_Asked", ChatRequest, CompletionRequest)
 
 
-def make_app(service: Service, *, api_key: str | None, max_body_bytes: int) -> Starlette:
-    """The whole application."""
-    routes = Routes(service, max_body_bytes)
+def make_app(
+    service: Service, *, api_key: str | None, max_body_bytes: int, metrics: MetricsText | None = None
+) -> Starlette:
+    """The whole application; `metrics` is for a server that is one of several, None gives those of this one."""
+    routes = Routes(service, max_body_bytes, metrics)
     return Starlette(
         routes=[
             Route("/", ChatPage(), methods=["GET"]),
@@ -62,8 +66,9 @@ def make_app(service: Service, *, api_key: str | None, max_body_bytes: int) -> S
 class Routes:
     """What is done for each path."""
 
-    def __init__(self, service: Service, max_body_bytes: int) -> None:
+    def __init__(self, service: Service, max_body_bytes: int, metrics: MetricsText | None) -> None:
         self._service = service
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
 
     async def health(self, _: Request) -> Response:
@@ -74,7 +79,8 @@ class Routes:
 
     async def metrics(self, _: Request) -> Response:
         """For Prometheus."""
-        return Response(self._service.telemetry.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        text = self._service.telemetry.text() if self._metrics is None else await self._metrics()
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def models(self, _: Request) -> Response:
         """All models."""

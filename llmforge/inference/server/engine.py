@@ -1,25 +1,15 @@
-"""Many answers from one model at once: continuous batching.
+"""What a server asks of the program that makes its answers, whichever it is.
 
-Requests wait in the order in which they came and join between two decoding steps, as soon as there is a place; nothing
-overtakes. Every step of the loop reads at most `prefill_tokens` of prompts, so that a long prompt holds nobody up, and
-then takes one token for every running answer.
-
-`transformers` has continuous batching of its own (`model.generate_batch`), which cannot serve this: its sampling has
-one seed for the whole process and either samples or not, it gives the log probability of the token taken and of no
-other, after temperature and the like, and it lays all rows out as one, for which PEFT cannot choose adapters.
+In: `Generation`s. Out: their pieces, each delivered as soon as it is sure. Requests wait in the order in which they
+came, and join and leave between two tokens of the others.
 """
 
-import threading
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
-from transformers import PreTrainedModel
-
-from llmforge.inference.server.batch import Batch, Prefill
-from llmforge.inference.server.generation import Generation, choose
+from llmforge.inference.server.generation import Generation
 
 
 class EngineFullError(Exception):
@@ -39,123 +29,31 @@ class EngineLimits:
     prefill_tokens: int = 512
     """Tokens of prompts that are read between two steps of the running answers."""
 
+    @property
+    def max_unfinished(self) -> int:
+        """Answers that are decoded and that wait."""
+        return self.max_concurrency + self.max_waiting
 
-class Engine:
-    """Runs a model in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, model: PreTrainedModel, limits: EngineLimits, *, has_adapters: bool = False) -> None:
-        self._limits = limits
-        self._batch = Batch(model, has_adapters=has_adapters)
-        shares = self._batch.can_share()
-        self._max_rows = limits.max_concurrency if shares else 1
-        self._prefill_tokens = limits.prefill_tokens if shares else limits.max_cached_tokens
-        self._waiting: deque[Generation] = deque()
-        self._reading: Prefill | None = None
-        self._changed = threading.Condition()
-        self._is_stopping = False
-        self._executor = ThreadPoolExecutor(1, "llmforge-engine")
-
-    def start(self) -> "Future[None]":
-        """Begin; the future ends with the engine, and holds the exception where a step has failed."""
-        ended = self._executor.submit(self._run)
-        ended.add_done_callback(lambda _: self._abandon())
-        return ended
-
-    def stop(self) -> None:
-        """End after the step that is being taken; unfinished answers get None."""
-        with self._changed:
-            self._is_stopping = True
-            self._changed.notify()
-        self._executor.shutdown()
-
-    def submit(self, generations: Sequence[Generation]) -> None:
-        """Take answers that belong together into the queue. Raises `EngineFullError` where not all of them may wait."""
-        with self._changed:
-            if self.num_unfinished + len(generations) > self._limits.max_concurrency + self._limits.max_waiting:
-                raise EngineFullError
-            if self._is_stopping:
-                for generation in generations:
-                    generation.deliver(None)
-                return
-            self._waiting.extend(generations)
-            self._changed.notify()
+class Engine(Protocol):
+    """Makes answers in a thread of its own. What is said of one generation may be said from any thread."""
 
     @property
     def num_running(self) -> int:
-        """Answers that have a place, of which one may still have its prompt read."""
-        return len(self._batch.generations) + (self._reading is not None)
+        """Answers that have a place."""
 
     @property
     def num_waiting(self) -> int:
         """Answers without a place."""
-        return len(self._waiting)
 
-    @property
-    def num_unfinished(self) -> int:
-        """Running and waiting."""
-        return self.num_running + self.num_waiting
+    def start(self) -> "Future[None]":
+        """Begin; the future ends with the engine, and holds the exception where it has failed."""
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._is_stopping or self.num_unfinished)
-                if self._is_stopping:
-                    return
-            self._drop_cancelled()
-            self._read_prompts()
-            self._decode()
+    def stop(self) -> None:
+        """End at once; unfinished answers get None."""
 
-    def _abandon(self) -> None:
-        with self._changed:
-            self._is_stopping = True
-            reading = [self._reading.generation] if self._reading else []
-            for generation in (*self._batch.generations, *reading, *self._waiting):
-                generation.deliver(None)
-            self._waiting.clear()
+    def submit(self, generations: Sequence[Generation]) -> None:
+        """Take answers that belong together into the queue. Raises `EngineFullError` where not all of them may wait."""
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            self._waiting = deque(generation for generation in self._waiting if not generation.is_cancelled)
-        if self._reading is not None and self._reading.generation.is_cancelled:
-            self._reading = None
-        self._batch.keep([row for row, one in enumerate(self._batch.generations) if not one.is_cancelled])
-
-    def _read_prompts(self) -> None:
-        """Read prompts in their order until the tokens of this step are used up; whose prompt is read joins."""
-        num_left = self._prefill_tokens
-        joining: list[Prefill] = []
-        while num_left > 0:
-            if self._reading is None:
-                self._admit(joining)
-            if self._reading is None:
-                break
-            num_tokens = min(num_left, self._reading.num_left)
-            num_left -= num_tokens
-            logits = self._batch.read(self._reading, num_tokens)
-            if self._reading.num_left == 0:
-                if not self._take([self._reading.generation], logits)[0]:
-                    joining.append(self._reading)
-                self._reading = None
-        self._batch.join(joining)
-
-    def _admit(self, joining: Sequence[Prefill]) -> None:
-        """Give the first of the queue a place, if there is one."""
-        running = [*self._batch.generations, *(prefill.generation for prefill in joining)]
-        with self._changed:
-            if not self._waiting or len(running) >= self._max_rows:
-                return
-            longest = max(generation.most_tokens for generation in (*running, self._waiting[0]))
-            if running and longest * (len(running) + 1) > self._limits.max_cached_tokens:
-                return
-            self._reading = self._batch.begin(self._waiting.popleft())
-
-    def _decode(self) -> None:
-        if not self._batch.generations:
-            return
-        ended = self._take(self._batch.generations, self._batch.decode())
-        self._batch.keep([row for row, has_ended in enumerate(ended) if not has_ended])
-
-    def _take(self, generations: list[Generation], logits: torch.Tensor) -> list[bool]:
-        """Give every generation its next token; which of them have ended."""
-        chosen = choose(generations, logits)
-        return [generation.take(*token) for generation, token in zip(generations, chosen, strict=True)]
+    def cancel(self, generation: Generation) -> None:
+        """Drop an answer that nobody waits for, before its next token."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import LogitsProcessorList
 
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.server.answer import AnswerReader, AnswerRules, Piece, ScoredToken
 
 Deliver = Callable[[Piece | None], None]
@@ -22,13 +23,16 @@ class Generation:
     prompt: list[int]
     rules: AnswerRules
     deliver: Deliver
-    processors: LogitsProcessorList | None = None
-    """Makes the most probable token a draw; None takes it as it is."""
+    sampling: Sampling
+    """How tokens are drawn, every value filled in; the seed is that of this answer alone."""
     num_top: int | None = None
     """Scores of how many tokens are wanted beside the one taken; None for no scores at all."""
     adapter: str | None = None
     """Name of the adapter, where the model has several."""
-    is_cancelled: bool = False
+    is_cancelled: bool = field(default=False, init=False)
+    """Nobody waits for it any more."""
+    processors: LogitsProcessorList | None = field(default=None, init=False)
+    """Makes the most probable token a draw; None takes it as it is. Set by an engine that chooses tokens itself."""
     last_token: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -39,10 +43,6 @@ class Generation:
     def most_tokens(self) -> int:
         """Of prompt and answer together."""
         return len(self.prompt) + self.rules.max_tokens
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more; the engine drops it before its next step. From any thread."""
-        self.is_cancelled = True
 
     def take(self, token: int, score: ScoredToken | None) -> bool:
         """Add a token; whether the answer has ended with it."""

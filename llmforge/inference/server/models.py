@@ -1,6 +1,6 @@
 """What is served: one trained model, or several adapters over one base.
 
-In: trained models that were found. Out: the model that is loaded once, and a `ServedModel` for every name.
+In: trained models that were found. Out: an engine that answers for all of them, and a `ServedModel` for every name.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedModel
-
 from llmforge.config.job import JobConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import ConfigError
 from llmforge.inference.load import TrainedModel, TrainedSource, load_source
+from llmforge.inference.server.engine import Engine, EngineLimits
+from llmforge.inference.server.engine_choice import EngineChoice, EngineName, choose_engine
 from llmforge.inference.server.served_model import AnswerLimits, ServedModel
+from llmforge.inference.server.transformers_engine import TransformersEngine
+from llmforge.inference.server.vllm_models import load_with_vllm
 from llmforge.models.adapter_files import add_saved_adapter
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.models.load import load_tokenizer
@@ -25,25 +27,40 @@ _FIRST_ADAPTER = "default"
 
 
 @dataclass(frozen=True)
+class ModelOptions:
+    """How models are served."""
+
+    answers: AnswerLimits
+    engine: EngineLimits
+    engine_name: EngineName = "auto"
+
+
+@dataclass(frozen=True)
 class LoadedModels:
-    """One model in memory, and what can be asked of it."""
+    """What can be asked, and what answers."""
 
-    model: PreTrainedModel
     served: tuple[ServedModel, ...]
-
-    @property
-    def has_adapters(self) -> bool:
-        """Whether rows of a batch choose between adapters."""
-        return len(self.served) > 1
+    engine: Engine
+    choice: EngineChoice
 
 
-def load_models(sources: Sequence[TrainedSource], names: Sequence[str], limits: AnswerLimits) -> LoadedModels:
+def load_models(sources: Sequence[TrainedSource], names: Sequence[str], options: ModelOptions) -> LoadedModels:
     """Load what is to be served; `names` are those of the sources in their order, none for their own.
 
     Raises `ConfigError` for wrong names and for sources that cannot share a base; otherwise as `load_source`.
     """
-    chosen = _names(sources, names)
-    _check_shared(sources)
+    chosen = model_names(sources, names)
+    check_shared(sources)
+    choice = choose_engine(options.engine_name, sources)
+    load = load_with_vllm if choice.name == "vllm" else load_with_transformers
+    served, engine = load(sources, chosen, options.answers, options.engine)
+    return LoadedModels(served, engine, choice)
+
+
+def load_with_transformers(
+    sources: Sequence[TrainedSource], names: Sequence[str], answers: AnswerLimits, limits: EngineLimits
+) -> tuple[tuple[ServedModel, ...], Engine]:
+    """The models in this process, on the GPU where there is one."""
     first = load_source(sources[0])
     trained = [first, *(_beside(first, source, f"adapter_{n}") for n, source in enumerate(sources[1:], start=2))]
     adapters = [_FIRST_ADAPTER, *(f"adapter_{n}" for n in range(2, len(sources) + 1))]
@@ -52,17 +69,17 @@ def load_models(sources: Sequence[TrainedSource], names: Sequence[str], limits: 
             name=name,
             answer_format=one.answer_format,
             created=int(one.checkpoint.committed_at.timestamp()),
-            device=first.model.device,
             vocabulary_size=first.model.config.get_text_config().vocab_size,
-            limits=limits,
+            limits=answers,
             adapter=adapter if len(sources) > 1 else None,
         )
-        for name, one, adapter in zip(chosen, trained, adapters, strict=True)
+        for name, one, adapter in zip(names, trained, adapters, strict=True)
     )
-    return LoadedModels(first.model, tuple(served))
+    return tuple(served), TransformersEngine(first.model, limits, has_adapters=len(sources) > 1)
 
 
-def _names(sources: Sequence[TrainedSource], names: Sequence[str]) -> list[str]:
+def model_names(sources: Sequence[TrainedSource], names: Sequence[str]) -> list[str]:
+    """One for each source. Raises `ConfigError` for too few, too many, or one that is there twice."""
     if names and len(names) != len(sources):
         raise ConfigError(
             f"--name: found {len(names)} for {len(sources)} runs, allowed is one for each in their order, or none"
@@ -74,7 +91,7 @@ def _names(sources: Sequence[TrainedSource], names: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _check_shared(sources: Sequence[TrainedSource]) -> None:
+def check_shared(sources: Sequence[TrainedSource]) -> None:
     """Raises `ConfigError` where models cannot be adapters of one base in one batch."""
     if len(sources) == 1:
         return

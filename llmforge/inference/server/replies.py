@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from pydantic import JsonValue
 
-from llmforge.inference.answer_text import UNFINISHED
+from llmforge.answers.answer_text import UNFINISHED
 from llmforge.inference.server.answer import FinishReason, Piece, ScoredToken
 
 Json = dict[str, JsonValue]

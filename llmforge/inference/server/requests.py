@@ -12,11 +12,12 @@ from typing import Annotated, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
-from llmforge.inference.sampling import Sampling
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.server.api_errors import ApiError
 
 MAX_CHOICES = 16
 MAX_STOPS = 16
+MAX_TOP_LOGPROBS = 20
 _NOTHING_ASKED: dict[str, JsonValue] = {
     "best_of": 1,
     "echo": False,
@@ -92,7 +93,7 @@ class ChatRequest(_Request):
     messages: list[dict[str, JsonValue]] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
 
     @property
     def num_wanted(self) -> int | None:

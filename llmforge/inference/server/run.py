@@ -6,24 +6,22 @@ thread each, so that the main thread only waits for signals.
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from types import FrameType
 
 import uvicorn
 
 from llmforge.errors import ConfigError
 from llmforge.inference.server.app import make_app
-from llmforge.inference.server.engine import Engine, EngineLimits
+from llmforge.inference.server.connections import TimedConnection
 from llmforge.inference.server.models import LoadedModels
 from llmforge.inference.server.service import Service
+from llmforge.inference.server.stop_signals import POLL_SECONDS, stop_signals
 
-_POLL_SECONDS = 0.1
 _LAST_WORDS_SECONDS = 5
 """How long replies that are complete or cut off may take to be sent."""
 
@@ -44,14 +42,16 @@ class ServerOptions:
 class Server:
     """Reachable from its making until `close`."""
 
-    def __init__(self, models: LoadedModels, limits: EngineLimits, options: ServerOptions) -> None:
+    def __init__(self, models: LoadedModels, options: ServerOptions) -> None:
         listener = _listen(options.host, options.port)
         self.port: int = listener.getsockname()[1]
-        self.service = Service(models.served, Engine(models.model, limits, has_adapters=models.has_adapters))
+        self.service = Service(models.served, models.engine)
         app = make_app(self.service, api_key=options.api_key, max_body_bytes=options.max_body_bytes)
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=TimedConnection,
+                loop="asyncio",
                 log_config=None,
                 log_level="error",
                 access_log=False,
@@ -76,7 +76,7 @@ class Server:
         while self.service.telemetry.num_open and time.monotonic() < deadline and not hurry.is_set():
             if any(part.done() for part in self.parts):
                 return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         """Stop at once. Raises what has ended a part before."""
@@ -87,30 +87,19 @@ class Server:
             part.result()
 
 
-def serve_until_signal(
-    models: LoadedModels, limits: EngineLimits, options: ServerOptions, announce: Callable[[int], None]
-) -> None:
+def serve_until_signal(models: LoadedModels, options: ServerOptions, announce: Callable[[int], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain; a second signal stops at once. `announce` is given the port.
 
     To be called in the main thread. Raises `ConfigError` where the address cannot be used.
     """
-    stop, hurry = threading.Event(), threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    server = Server(models, limits, options)
-    for part in server.parts:
-        part.add_done_callback(lambda _: stop.set())
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    announce(server.port)
-    # Not one long wait: where another thread takes the signal, Python handles it when this one next wakes.
-    while not stop.wait(_POLL_SECONDS):
-        pass
-    server.drain(options.drain_seconds, hurry)
-    server.close()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
+    server = Server(models, options)
+    with stop_signals() as signals:
+        for part in server.parts:
+            part.add_done_callback(lambda _: signals.stop.set())
+        announce(server.port)
+        signals.wait()
+        server.drain(options.drain_seconds, signals.hurry)
+        server.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from pydantic import JsonValue
-from transformers import LogitsProcessorList
 
+from llmforge.answers.answer_format import AnswerFormat
+from llmforge.answers.sampling import Sampling, row_seed
+from llmforge.answers.stops import Stops
 from llmforge.errors import DataError
-from llmforge.inference.answer_format import AnswerFormat
-from llmforge.inference.draw import generate_arguments
-from llmforge.inference.sampling import Sampling
 from llmforge.inference.server.answer import AnswerRules
 from llmforge.inference.server.api_errors import ApiError, too_long
 from llmforge.inference.server.generation import Deliver, Generation
 from llmforge.inference.server.requests import ChatRequest, CompletionRequest
-from llmforge.inference.stops import Stops
 from llmforge.prompt.messages import check_characters
 from llmforge.prompt.render import Segment
 
@@ -46,7 +43,6 @@ class ServedModel:
     answer_format: AnswerFormat
     created: int
     """When its checkpoint was saved, in seconds since 1970."""
-    device: torch.device
     vocabulary_size: int
     """Ids that the model knows, from 0."""
     limits: AnswerLimits
@@ -80,7 +76,7 @@ class ServedModel:
         sampling = replace(request.sampling, max_tokens=room).over(self.answer_format.generation)
         rules = self._rules(request, sampling, room)
         return [
-            Generation(prompt, rules, deliver(index), self._processors(sampling, index), request.num_top, self.adapter)
+            Generation(prompt, rules, deliver(index), _drawn(sampling, index), request.num_top, self.adapter)
             for index in range(request.n)
         ]
 
@@ -137,9 +133,10 @@ class ServedModel:
         texts = tuple(stop for stop in stops if stop not in special_ids)
         return Stops(self.answer_format.end_of_sequence_ids | asked, (), texts)
 
-    def _processors(self, sampling: Sampling, index: int) -> LogitsProcessorList | None:
-        found = generate_arguments(sampling, self.device, [index]).get("logits_processor")
-        return found if isinstance(found, LogitsProcessorList) else None
+
+def _drawn(sampling: Sampling, index: int) -> Sampling:
+    """How one of several answers is drawn."""
+    return sampling if sampling.seed is None else replace(sampling, seed=row_seed(sampling.seed, index))
 
 
 def _message(raw: dict[str, JsonValue], index: int) -> dict[str, JsonValue]:

@@ -66,6 +66,7 @@ class Answers:
         arrived: float,
     ) -> None:
         self.model = model
+        self._engine = service.engine
         self._telemetry = service.telemetry
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
@@ -75,7 +76,7 @@ class Answers:
         self._generations: dict[int, Generation] = dict(enumerate(model.generations(request, prompt, self._deliver)))
         """Those that have not ended."""
         try:
-            service.engine.submit(list(self._generations.values()))
+            self._engine.submit(list(self._generations.values()))
         except EngineFullError:
             raise busy() from None
 
@@ -103,7 +104,7 @@ class Answers:
     def close(self) -> None:
         """Stop what is not whole, and count."""
         for generation in self._generations.values():
-            generation.cancel()
+            self._engine.cancel(generation)
             self._telemetry.answers.labels(self.model.name, "unfinished").inc()
         self._telemetry.prompt_tokens.labels(self.model.name).inc(self._num_prompt_tokens)
         self._telemetry.answer_tokens.labels(self.model.name).inc(self.usage.num_answer_tokens)

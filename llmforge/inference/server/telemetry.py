@@ -5,9 +5,10 @@ In: what happened. Out: the text of `/metrics`. Every server has a registry of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -43,3 +44,31 @@ class Telemetry:
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self._registry)
+
+    def collected(self) -> list[Metric]:
+        """All of it, to be put beside that of other servers."""
+        return list(self._registry.collect())
+
+
+def metrics_text(collected: Mapping[str, Sequence[Metric]]) -> bytes:
+    """What several servers have counted, each under its name, as Prometheus reads it."""
+    registry = CollectorRegistry()
+    registry.register(_Merged(collected))
+    return generate_latest(registry)
+
+
+class _Merged(Collector):
+    """Samples of one metric have to stand together, whoever they are of."""
+
+    def __init__(self, collected: Mapping[str, Sequence[Metric]]) -> None:
+        self._collected = collected
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, with the samples of all servers."""
+        merged: dict[str, Metric] = {}
+        for replica, metrics in self._collected.items():
+            for metric in metrics:
+                target = merged.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    target.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+        return merged.values()

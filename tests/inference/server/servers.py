@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,12 +16,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from llmforge.inference.load import find_trained_model
 from llmforge.inference.server.engine import EngineLimits
-from llmforge.inference.server.models import load_models
+from llmforge.inference.server.engine_choice import EngineName
+from llmforge.inference.server.models import ModelOptions, load_models
 from llmforge.inference.server.run import Server, ServerOptions
 from llmforge.inference.server.served_model import AnswerLimits
 
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Once upon a time"}]
-LIMITS = AnswerLimits(max_tokens=400)
+OPTIONS = ModelOptions(AnswerLimits(max_tokens=400), EngineLimits())
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,15 @@ def serving(
     *,
     names: Sequence[str] = ("mine",),
     engine: EngineLimits | None = None,
+    engine_name: EngineName = "auto",
     api_key: str | None = None,
 ) -> Iterator[Served]:
     """Serve runs on a free port."""
     sources = [find_trained_model(str(run), "best", cache) for run in runs]
     options = ServerOptions(port=0, api_key=api_key, max_body_bytes=100_000)
-    server = Server(load_models(sources, names, LIMITS), engine or EngineLimits(), options)
+    server = Server(
+        load_models(sources, names, replace(OPTIONS, engine=engine or OPTIONS.engine, engine_name=engine_name)), options
+    )
     try:
         with ExitStack() as closing:
             yield Served(server, closing)
@@ -84,3 +89,11 @@ def text_of(chunks: Iterable[ChatCompletionChunk], index: int = 0) -> str:
     """One of the answers in a stream."""
     choices = (choice for chunk in chunks for choice in chunk.choices if choice.index == index)
     return "".join(choice.delta.content or "" for choice in choices)
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Return when it is so."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)

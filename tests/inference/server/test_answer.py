@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.inference.answer_text import decode_tokens, without_head
+from llmforge.answers.answer_text import decode_tokens, without_head
+from llmforge.answers.stops import Stops, cut_text, cut_tokens
 from llmforge.inference.server.answer import AnswerReader, AnswerRules, Piece, ScoredToken
-from llmforge.inference.stops import Stops, cut_text, cut_tokens
 
 LETTERS = "abc "
 

@@ -14,18 +14,18 @@ from transformers import (
     Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    LogitsProcessorList,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
 )
 
-from llmforge.inference.draw import generate_arguments
-from llmforge.inference.sampling import Sampling
+from llmforge.answers.draw import generate_arguments
+from llmforge.answers.sampling import Sampling
+from llmforge.answers.stops import Stops
 from llmforge.inference.server.answer import AnswerRules, Piece
-from llmforge.inference.server.engine import Engine, EngineFullError, EngineLimits
+from llmforge.inference.server.engine import EngineFullError, EngineLimits
 from llmforge.inference.server.generation import Generation
-from llmforge.inference.stops import Stops
+from llmforge.inference.server.transformers_engine import TransformersEngine
 
 SIZES = {
     "vocab_size": 64,
@@ -48,6 +48,7 @@ MODELS = {
 }
 PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
 LENGTHS = [8, 14, 5, 1, 10, 6]
+GREEDY = Sampling(temperature=0)
 NO_STOPS = Stops(frozenset(), (), ())
 
 
@@ -76,6 +77,7 @@ class Asked:
     def __init__(self, prompt: list[int], max_tokens: int, stops: Stops = NO_STOPS, **changes: object) -> None:
         self.pieces: queue.SimpleQueue[Piece | None] = queue.SimpleQueue()
         rules = AnswerRules(stops, lambda ids: "".join(f"{token} " for token in ids), (0,), "", max_tokens)
+        changes = {"sampling": GREEDY, **changes}
         self.generation = Generation(prompt, rules, self.pieces.put, **changes)  # type: ignore[arg-type]
 
     def all_pieces(self) -> list[Piece]:
@@ -91,7 +93,7 @@ class Asked:
 
 
 def answers(model: PreTrainedModel, asked: Sequence[Asked], limits: EngineLimits) -> list[list[int]]:
-    engine = Engine(model, limits)
+    engine = TransformersEngine(model, limits)
     engine.submit([one.generation for one in asked])
     ended = engine.start()
     try:
@@ -136,19 +138,15 @@ def test_a_seed_gives_the_answer_that_it_gives_alone(llama: PreTrainedModel) -> 
         **generate_arguments(sampling, llama.device),
     )
     asked = [Asked(prompt, length) for prompt, length in zip(PROMPTS, LENGTHS, strict=True)]
-    asked[0].generation.processors = processors(sampling)
-    asked[1].generation.processors = processors(Sampling(temperature=2.0, seed=3))
+    asked[0].generation.sampling = sampling
+    asked[1].generation.sampling = Sampling(temperature=2.0, seed=3)
     assert answers(llama, asked, EngineLimits())[0] == alone[0, len(PROMPTS[0]) :].tolist()
 
 
-def processors(sampling: Sampling) -> LogitsProcessorList:
-    return generate_arguments(sampling, torch.device("cpu"))["logits_processor"]
-
-
 def test_scores_are_the_logarithms_of_the_softmax(llama: PreTrainedModel) -> None:
-    asked = [Asked(PROMPTS[2], 6, num_top=3), Asked(PROMPTS[0], 9, num_top=0), Asked(PROMPTS[1], 4)]
-    asked[0].generation.processors = processors(Sampling(temperature=2.0, seed=1))
-    engine = Engine(llama, EngineLimits())
+    hot = Sampling(temperature=2.0, seed=1)
+    asked = [Asked(PROMPTS[2], 6, num_top=3, sampling=hot), Asked(PROMPTS[0], 9, num_top=0), Asked(PROMPTS[1], 4)]
+    engine = TransformersEngine(llama, EngineLimits())
     ended = engine.start()
     engine.submit([one.generation for one in asked])
     for one, num_top in ((asked[0], 3), (asked[1], 0)):
@@ -183,7 +181,7 @@ def test_the_queue_is_first_come_first_served_and_bounded(llama: PreTrainedModel
     asked = [Asked([number], length) for number, length in enumerate((9, 1, 5, 2))]
     for number, one in enumerate(asked):
         one.generation.deliver = partial(record, number, one.pieces)
-    engine = Engine(llama, EngineLimits(max_concurrency=1, max_waiting=3))
+    engine = TransformersEngine(llama, EngineLimits(max_concurrency=1, max_waiting=3))
     engine.submit([one.generation for one in asked[:3]])
     with pytest.raises(EngineFullError):
         engine.submit([Asked([1], 2).generation, Asked([1], 2).generation])
@@ -208,12 +206,12 @@ def test_what_is_cancelled_is_dropped_while_it_waits_and_while_it_runs(llama: Pr
 
     hook = llama.register_forward_hook(count)
     running, waiting, last = Asked([1], 200), Asked([2], 200), Asked([3], 2)
-    engine = Engine(llama, EngineLimits(max_concurrency=1))
+    engine = TransformersEngine(llama, EngineLimits(max_concurrency=1))
     ended = engine.start()
     engine.submit([one.generation for one in (running, waiting, last)])
     assert running.pieces.get(timeout=60) is not None
-    waiting.generation.cancel()
-    running.generation.cancel()
+    engine.cancel(waiting.generation)
+    engine.cancel(running.generation)
     assert last.tokens() == reference(llama, [3], 2)
     engine.stop()
     ended.result()
@@ -225,7 +223,7 @@ def test_what_is_cancelled_is_dropped_while_it_waits_and_while_it_runs(llama: Pr
 def test_an_engine_that_fails_tells_everyone(llama: PreTrainedModel) -> None:
     """Here by a token that the model does not have."""
     asked = [Asked([1, 999], 5), Asked([2], 5)]
-    engine = Engine(llama, EngineLimits())
+    engine = TransformersEngine(llama, EngineLimits())
     engine.submit([one.generation for one in asked])
     ended: Future[None] = engine.start()
     assert [one.pieces.get(timeout=60) for one in asked] == [None, None]
@@ -239,7 +237,7 @@ def test_an_engine_that_fails_tells_everyone(llama: PreTrainedModel) -> None:
 
 def test_stopping_ends_what_runs(llama: PreTrainedModel) -> None:
     asked = Asked([1], 200)
-    engine = Engine(llama, EngineLimits())
+    engine = TransformersEngine(llama, EngineLimits())
     ended = engine.start()
     engine.submit([asked.generation])
     assert asked.pieces.get(timeout=60) is not None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmforge.inference.sampling import Sampling
+from llmforge.answers.sampling import Sampling
 from llmforge.inference.server.api_errors import ApiError
 from llmforge.inference.server.requests import ChatRequest, CompletionRequest, parse_request
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,15 +15,15 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from llmforge.answers.sampling import Sampling, row_seed
 from llmforge.errors import ConfigError
 from llmforge.inference.generate import Generator, open_generator
 from llmforge.inference.load import find_trained_model
-from llmforge.inference.sampling import Sampling, row_seed
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.models import load_models
 from llmforge.inference.server.run import Server, ServerOptions
 from tests.export.trained_runs import full_run, lora_run
-from tests.inference.server.servers import ASK, LIMITS, Served, completed, serving, streamed, text_of
+from tests.inference.server.servers import ASK, OPTIONS, Served, completed, serving, streamed, text_of, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -344,13 +343,6 @@ def test_many_at_once(client: openai.OpenAI, generator: Generator) -> None:
     assert [len(answer) for answer in answers] == [len(said(client, max_tokens=length)) for length in lengths]
 
 
-def wait_until(is_so: object) -> None:
-    deadline = time.monotonic() + 30
-    while not is_so():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_stops_its_answer(stream: bool, server: Served) -> None:
     body = json.dumps({"model": "mine", "messages": ASK, "max_tokens": 400, "n": 8, "stream": stream, "temperature": 2})
@@ -360,7 +352,7 @@ def test_a_client_that_leaves_stops_its_answer(stream: bool, server: Served) -> 
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
         wait_until(lambda: server.server.service.engine.num_running)
-    wait_until(lambda: not server.server.service.engine.num_unfinished)
+    wait_until(lambda: not (server.server.service.engine.num_running or server.server.service.engine.num_waiting))
     wait_until(lambda: server.counted("llmforge_answers_total") - before == 8)
     assert server.counted("llmforge_answer_tokens_total") - used < 8 * 390
 
@@ -447,7 +439,7 @@ def test_runs_that_cannot_be_served_together(run: Path, stories: Path, tmp_path:
     def refusal(*runs: Path, names: tuple[str, ...] = ()) -> str:
         sources = [find_trained_model(str(one), "best", tmp_path / "cache") for one in runs]
         with pytest.raises(ConfigError) as caught:
-            load_models(sources, names, LIMITS)
+            load_models(sources, names, OPTIONS)
         return str(caught.value)
 
     adapter = lora_run(stories, tmp_path / "one").uri
@@ -463,8 +455,8 @@ def test_runs_that_cannot_be_served_together(run: Path, stories: Path, tmp_path:
 
 
 def test_an_address_that_is_taken(server: Served, run: Path, tmp_path: Path) -> None:
-    models = load_models([find_trained_model(str(run), "best", tmp_path)], (), LIMITS)
+    models = load_models([find_trained_model(str(run), "best", tmp_path)], (), OPTIONS)
     with pytest.raises(
         ConfigError, match=rf"--port {server.server.port}: found an address that cannot be used: Address already"
     ):
-        Server(models, EngineLimits(), ServerOptions(port=server.server.port))
+        Server(models, ServerOptions(port=server.server.port))

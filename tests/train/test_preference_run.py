@@ -1,0 +1,124 @@
+"""Whole runs that learn from real pairs: Ray Data, the reference model, Ray Train workers, DeepSpeed, resuming."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llmforge.config.job import load_job
+from llmforge.metrics.loggers import read_metrics
+from llmforge.metrics.phase_timer import PhaseTimer
+from llmforge.metrics.progress import ProgressDisplay
+from llmforge.train.run import RunRequest, RunResult, run_training
+
+pytestmark = pytest.mark.slow
+
+ASKED = "asking the reference model"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    result: RunResult
+    shown: str
+
+    def values(self, key: str) -> list[float]:
+        """What was recorded under a key, in the order of the steps."""
+        records = read_metrics(Path(self.result.run_uri) / "metrics.jsonl")
+        found = {record["step"]: record[key] for record in records if key in record}
+        return [found[step] for step in sorted(found)]
+
+
+class Runs:
+    """Runs of the shipped job below one folder; every third pair is held out, wherever the data lie."""
+
+    def __init__(self, repository: Path, material: Path, folder: Path) -> None:
+        self.folder = folder
+        self._path = repository / "job_configs" / "stories260k-oasst1-dpo.yaml"
+        rows = (material / "data" / "preference" / "oasst1.jsonl").read_text().splitlines(keepends=True)
+        (folder / "valid.jsonl").write_text("".join(rows[::3]))
+        (folder / "train.jsonl").write_text("".join(row for number, row in enumerate(rows) if number % 3))
+        self._overrides = [
+            f"model_id={material / 'models' / 'stories260K-hf'}",
+            f"train_path={folder / 'train.jsonl'}",
+            f"valid_path={folder / 'valid.jsonl'}",
+            "dataset.valid_fraction=null",
+            f"output_dir={folder / 'runs'}",
+            "lr_scheduler_type=constant",  # so that runs of another length take the same steps
+            "num_checkpoints_to_keep=9",
+        ]
+
+    def run(self, name: str, *overrides: str, resume: bool = False) -> Run:
+        job = load_job(self._path, [*self._overrides, f"run_name={name}", *overrides])
+        console = Console(file=io.StringIO())
+        with ProgressDisplay(console) as display:
+            request = RunRequest(job, "submitted: text\n", self.folder / "cache", resume=resume)
+            result = run_training(request, display, PhaseTimer())
+        assert isinstance(console.file, io.StringIO)
+        return Run(result, console.file.getvalue())
+
+
+@pytest.fixture(scope="module")
+def runs(shared_ray: None, repository: Path, material: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(repository, material, tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(scope="module")
+def shipped(runs: Runs) -> Run:
+    """The shipped job: the reference model is the base, with its adapter off, in every step."""
+    return runs.run("shipped")
+
+
+def test_a_real_model_learns_real_preferences(shipped: Run) -> None:
+    """Of pairs that it has not seen, clearly more than half are told apart, and the loss is below log 2."""
+    losses, accuracies = shipped.values("eval/loss"), shipped.values("eval/reward_accuracy")
+    assert losses[0] == pytest.approx(0.6931, abs=1e-4)
+    assert [shipped.values(f"eval/{name}")[0] for name in ("reward_accuracy", "reward_margin", "kl")] == [0, 0, 0]
+    assert min(losses) < 0.66
+    assert max(accuracies) >= 0.65
+    assert shipped.values("eval/reward_margin")[-1] > 0.1
+    best = shipped.result.best
+    assert best.metadata["eval_score"] == max(accuracies[1:])
+    assert best.eval_loss in losses
+
+
+def test_what_is_shown_of_pairs(shipped: Run) -> None:
+    page = (Path(shipped.result.run_uri) / "report.html").read_text()
+    assert "<th>Accuracy</th>" in page and "<th>Perplexity</th>" not in page
+    assert "Accuracy on pairs" in page
+    assert ", rejected" in page
+    found = re.search(r"train: (\d+) pairs in (\d+) sequences", shipped.shown)
+    assert found is not None and int(found[1]) > int(found[2])  # some share one
+    assert ASKED not in shipped.shown
+
+
+def test_numbers_computed_beforehand_give_the_same_losses_and_the_run_resumes(shipped: Run, runs: Runs) -> None:
+    """By workers of their own; the resumed run finds what they left, and takes the same steps to the last bit."""
+    overrides = (
+        "max_steps=8",
+        "checkpoint_and_evaluation_frequency.frequency=4",
+        "preference_tuning_config.logprob_processor_scaling_config.batch_size=4",
+    )
+    stored = runs.run("beforehand", *overrides)
+    assert ASKED in stored.shown
+    for key in ("train/loss", "train/reward_margin", "train/kl"):
+        assert stored.values(key) == pytest.approx(shipped.values(key)[:8], rel=1e-3, abs=1e-4), key
+    for name in ("loss", "reward_margin"):  # of the validation data, at step 8
+        one, other = stored.values(f"eval/{name}")[-1], shipped.values(f"eval/{name}")[1]
+        assert one == pytest.approx(other, rel=1e-3)
+    (folder,) = (runs.folder / "runs" / "data").glob("*-reference-*")
+    written = (folder / "manifest.json").stat().st_mtime_ns
+
+    losses = stored.values("train/loss")
+    shutil.rmtree(Path(stored.result.run_uri) / "checkpoints" / stored.result.latest.name)
+    resumed = runs.run("beforehand", *overrides, resume=True)
+    assert resumed.result.latest.step == 8
+    assert resumed.values("train/loss") == losses
+    assert (folder / "manifest.json").stat().st_mtime_ns == written
