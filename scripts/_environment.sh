@@ -84,13 +84,18 @@ make_environment() {
 
 # llmforge with all that training, tests and checks need, in .venv, whose programs come first from here on.
 use_llmforge() {
-    make_environment .venv "pyproject.toml constraints.txt" -c constraints.txt -e ".[train,quantization,serve,serve-ray,dev]"
+    make_environment .venv "pyproject.toml constraints.txt" -c constraints.txt -e ".[train,quantization,serve,serve-ray,tensorboard,wandb,mlflow,dev]"
     PATH="$repository/.venv/bin:$PATH"
 }
 
 # The S3 server of the slow tests.
 make_s3_environment() {
     make_environment .venv-s3 tests/s3-requirements.txt -r tests/s3-requirements.txt
+}
+
+# The MLflow server of the slow tests.
+make_mlflow_environment() {
+    make_environment .venv-mlflow tests/mlflow-requirements.txt -r tests/mlflow-requirements.txt
 }
 
 # The tests that take seconds, on two processes of one thread each; arguments go to pytest.

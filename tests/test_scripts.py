@@ -66,7 +66,8 @@ def test_an_environment_is_made_once_from_anywhere(checkout: Checkout, tmp_path:
     first = checkout.run("use_llmforge; command -v python; pwd", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.splitlines() == [str(checkout.root / ".venv/bin/python"), str(checkout.root)]
-    assert checkout.installs() == ["install --quiet -c constraints.txt -e .[train,quantization,serve,serve-ray,dev]"]
+    extras = "train,quantization,serve,serve-ray,tensorboard,wandb,mlflow,dev"
+    assert checkout.installs() == [f"install --quiet -c constraints.txt -e .[{extras}]"]
 
     second = checkout.run("use_llmforge", cwd=checkout.root / "scripts")
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")

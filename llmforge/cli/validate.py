@@ -20,6 +20,7 @@ from llmforge.config.job import JobConfig, LoadedJob, parse_job, read_job_text
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.hub import is_hub_dataset
 from llmforge.errors import ConfigError, ModelError
+from llmforge.metrics.service_checks import missing_package
 from llmforge.prompt.lints import find_lints
 from llmforge.storage.uri import is_s3
 
@@ -79,7 +80,8 @@ def describe_job(
         f"  devices        {job.devices_text} ({job.accelerator})",
         f"  output         {job.output_dir}",
     ]
-    warnings = format_warnings(job, prompt_format, special_tokens)
+    packages = [problem for problem in map(missing_package, job.loggers) if problem]
+    warnings = [*format_warnings(job, prompt_format, special_tokens), *packages]
     return "\n".join([*lines, *(f"  warning        {warning}" for warning in warnings)])
 
 

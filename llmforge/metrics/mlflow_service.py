@@ -6,6 +6,7 @@ what has changed since is in `resolved_job.yaml`, to which the run links.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -16,10 +17,26 @@ from llmforge.errors import LoggerError
 from llmforge.metrics.services import Measured, RunFacts, Status
 
 _STATUSES: dict[Status, str] = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+_QUIET = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Of its own accord the client waits for minutes, and prints; here a thread tries again while the run lasts."""
 _MOST_PARAMS = 100
 _MOST_METRICS = 1000
 _LONGEST_PARAM = 6000
 """MLflow's bounds of one request, and of a value."""
+
+
+def check_server(address: str) -> None:
+    """Ask the server for something small. Raises LoggerError where it does not answer, or refuses."""
+    from mlflow.tracking import MlflowClient
+
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    with _explained(address):
+        MlflowClient(tracking_uri=address).search_experiments(max_results=1)
 
 
 class MlflowService:
@@ -32,7 +49,7 @@ class MlflowService:
         from mlflow.tracking import MlflowClient
 
         self._uri = tracking_uri
-        with self._explained():
+        with _explained(self._uri):
             self._client = MlflowClient(tracking_uri=tracking_uri)
             if run_id is None:
                 tags = {**settings.tags, "mlflow.source.name": "llmforge"}
@@ -53,8 +70,8 @@ class MlflowService:
         self.place = f"{tracking_uri}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
 
     def begin(self, step: int) -> None:
-        with self._explained():
-            self._client.set_terminated(self.run_id, "RUNNING")
+        with _explained(self._uri):
+            self._client.update_run(self.run_id, status="RUNNING")
 
     def log(self, records: Sequence[Measured]) -> None:
         from mlflow.entities import Metric
@@ -64,17 +81,17 @@ class MlflowService:
             for record in records
             for key, value in record.values.items()
         )
-        with self._explained():
+        with _explained(self._uri):
             while batch := list(islice(metrics, _MOST_METRICS)):
                 self._client.log_batch(self.run_id, metrics=batch)
 
     def link(self, links: Mapping[str, str]) -> None:
-        with self._explained():
+        with _explained(self._uri):
             for key, uri in links.items():
                 self._client.set_tag(self.run_id, f"llmforge.{key}", uri)
 
     def finish(self, status: Status) -> None:
-        with self._explained():
+        with _explained(self._uri):
             self._client.set_terminated(self.run_id, _STATUSES[status])
 
     def _experiment_id(self, name: str) -> str:
@@ -93,14 +110,15 @@ class MlflowService:
     def _last_step(self, key: str) -> int:
         return max((point.step for point in self._client.get_metric_history(self.run_id, key)), default=-1)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
 
-        try:
-            yield
-        except MlflowException as error:
-            raise LoggerError(
-                f"mlflow: {redact(f'{self._uri}: {error}')[:400]}; check tracking_uri and whether the server runs, and"
-                " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, if it asks for them"
-            ) from error
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise LoggerError(
+            f"mlflow: {redact(f'{address}: {error}')[:400]}; check tracking_uri and whether the server runs, and"
+            " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, if it asks for them"
+        ) from error

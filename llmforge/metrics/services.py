@@ -28,6 +28,7 @@ MOST_WAITING = 20_000
 """Records that a service may be behind."""
 MOST_AT_ONCE = 200
 RETRY_SECONDS = 5.0
+RETRY_AT_THE_END_SECONDS = 0.5
 CLOSE_SECONDS = 30.0
 """How long the end of a run waits for a service."""
 _WHERE_ALL_IS = "metrics.jsonl in the folder of the run has them all"
@@ -89,14 +90,12 @@ class ServiceThread:
         *,
         most_waiting: int = MOST_WAITING,
         retry_seconds: float = RETRY_SECONDS,
-        close_seconds: float = CLOSE_SECONDS,
     ) -> None:
         self.name = name
         self._service = service
         self._sent = dict(sent)
         self._most_waiting = most_waiting
         self._retry_seconds = retry_seconds
-        self._close_seconds = close_seconds
         self._waiting: deque[Measured | Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
@@ -127,13 +126,13 @@ class ServiceThread:
         """Send addresses."""
         self._put(partial(self._service.link, links))
 
-    def finish(self, status: Status) -> None:
-        """Say how the run ended, wait a while until all is sent, and tell what is lost."""
+    def finish(self, status: Status, close_seconds: float = CLOSE_SECONDS) -> None:
+        """Say how the run ended, wait so long until all is sent, and tell what is lost."""
         self._put(partial(self._service.finish, status))
         self._closing.set()
         with self._changed:
             self._changed.notify()
-        self._thread.join(self._close_seconds)
+        self._thread.join(close_seconds)
         num_lost = self._num_dropped + sum(isinstance(item, Measured) for item in self._waiting)
         if num_lost:
             _LOG.warning("%s: %d records did not get there; %s", self.name, num_lost, _WHERE_ALL_IS)
@@ -152,10 +151,10 @@ class ServiceThread:
                 self._hand_over(items)
             except LoggerError as error:
                 if not has_warned:
-                    _LOG.warning("%s: %s; training goes on, and records are sent again later", self.name, error)
+                    _LOG.warning("%s; training goes on, and the records are sent again later", error)
                     has_warned = True
                 if self._closing.wait(self._retry_seconds):
-                    time.sleep(min(self._retry_seconds, self._close_seconds / 10))
+                    time.sleep(min(self._retry_seconds, RETRY_AT_THE_END_SECONDS))
                 continue
             with self._changed:
                 for _ in items:
@@ -170,23 +169,19 @@ class ServiceThread:
         return records or first[:1]
 
     def _hand_over(self, items: Sequence[Measured | Callable[[], None]]) -> None:
-        records = []
+        sent, new = self.sent, []
         for item in items:
-            if isinstance(item, Measured):
-                records.append(item)
-            else:
+            if not isinstance(item, Measured):
                 item()
-        new = [record for record in map(self._unsent, records) if record.values]
-        if not new:
-            return
-        self._service.log(new)
-        with self._changed:
-            for record in new:
-                self._sent.update(dict.fromkeys(record.values, record.step))
-
-    def _unsent(self, record: Measured) -> Measured:
-        values = {key: value for key, value in record.values.items() if record.step > self._sent.get(key, -1)}
-        return replace(record, values=values)
+                continue
+            values = {key: value for key, value in item.values.items() if item.step > sent.get(key, -1)}
+            sent.update(dict.fromkeys(values, item.step))
+            if values:
+                new.append(replace(item, values=values))
+        if new:
+            self._service.log(new)
+            with self._changed:
+                self._sent = sent
 
     def _begin(self, step: int) -> None:
         self._service.begin(step)

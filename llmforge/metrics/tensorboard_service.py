@@ -55,28 +55,25 @@ class TensorboardService:
     def link(self, links: Mapping[str, str]) -> None:
         with self._explained():
             self._write_text("links", {**self._facts.links, **links})
+            self._writer.flush()
             self._store()
 
     def finish(self, status: Status) -> None:
-        from tensorboard.plugins.hparams import api_pb2, summary
-
-        ended = api_pb2.STATUS_SUCCESS if status == "finished" else api_pb2.STATUS_FAILURE
         with self._explained():
-            self._add(summary.session_end_pb(ended))
             self._write_text("status", {"status": status})
             self._writer.close()
             self._store()
 
     def _describe(self) -> None:
-        from tensorboard.plugins.hparams import summary
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
         known = {key: value for key, value in self._facts.params.items() if value is not None}
-        self._add(summary.session_start_pb(known, group_name=self._facts.name))
+        self._add(hparams_pb(known, trial_id=self._facts.name))
         self._write_text("job", {key: json.dumps(value) for key, value in self._facts.params.items()})
         self._write_text("links", self._facts.links)
 
     def _write_text(self, tag: str, lines: Mapping[str, str]) -> None:
-        from tensorboard.plugins.text.summary import text_pb
+        from tensorboard.plugins.text.summary_v2 import text_pb
 
         rows = [f"| {key} | {text} |" for key, text in lines.items()]
         self._add(text_pb(tag, "\n".join(["| key | value |", "|---|---|", *rows])))
@@ -87,7 +84,6 @@ class TensorboardService:
         self._writer.add_event(Event(wall_time=time.time(), summary=summary))
 
     def _store(self) -> None:
-        self._writer.flush()
         if self._store_file is not None:
             for path in self._folder.iterdir():
                 self._store_file(path)

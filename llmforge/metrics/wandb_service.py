@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from llmforge.config.loggers import WandbSettings
 from llmforge.config.secrets import redact
@@ -48,7 +49,8 @@ class WandbService:
             )
             self._run.define_metric("*", step_metric="step")
         self.link(facts.links)
-        self.place = self._run.url or f"files in {self._run.dir}; wandb sync sends them"
+        folder = Path(self._run.dir).parent
+        self.place = str(self._run.url) if is_online else f"{folder} (offline: wandb sync sends it)"
 
     def begin(self, step: int) -> None:
         with _explained():

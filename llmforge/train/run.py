@@ -50,7 +50,7 @@ from llmforge.train.record import RunRecord
 from llmforge.train.reference import wants_reference, with_reference
 from llmforge.train.run_folder import check_continuity, check_run_folder, latest_run_of
 from llmforge.train.run_report import store_report
-from llmforge.train.services import RunServices
+from llmforge.train.services import RunServices, check_services
 from llmforge.train.supervisor import Supervisor
 from llmforge.train.task import WorkerTask
 
@@ -157,6 +157,7 @@ def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, Storage
     deepspeed_config_of(job, model.facts.hidden_size or 0)  # the workers' own, made here for its checks
     check_resources(job, cluster)
     check_writable(storage)
+    check_services(job)
     return job, storage
 
 

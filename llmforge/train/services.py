@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -25,12 +26,12 @@ from llmforge.checkpoint.store import CheckpointStore
 from llmforge.config.job import JobConfig
 from llmforge.config.loggers import LoggerConfig, MlflowLogger, TensorboardLogger, WandbLogger
 from llmforge.config.secrets import redact
-from llmforge.errors import CheckpointError, StorageError
+from llmforge.errors import CheckpointError, LoggerError, StorageError
 from llmforge.metrics.loggers import METRICS_FILE
 from llmforge.metrics.meters import Record
-from llmforge.metrics.mlflow_service import MlflowService
+from llmforge.metrics.mlflow_service import MlflowService, check_server
 from llmforge.metrics.service_checks import check_logger, mlflow_address, wandb_is_online
-from llmforge.metrics.services import Measured, Param, RunFacts, Service, ServiceThread, Status
+from llmforge.metrics.services import CLOSE_SECONDS, Measured, Param, RunFacts, Service, ServiceThread, Status
 from llmforge.metrics.tensorboard_service import TensorboardService
 from llmforge.metrics.wandb_service import WandbService
 from llmforge.storage.base import NotFoundError, Storage, open_storage, read_bytes, write_bytes
@@ -40,6 +41,8 @@ from llmforge.train.run_report import REPORT_FILE
 logger = logging.getLogger(__name__)
 
 LOGGERS_FILE = "loggers.json"
+INTERRUPTED_CLOSE_SECONDS = 3.0
+"""For each service, where a person leaves at once."""
 
 
 class _Remembered(BaseModel):
@@ -54,11 +57,31 @@ class _Remembered(BaseModel):
 _Memory = RootModel[dict[str, _Remembered]]
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """One run in one service."""
+
+    service: Service
+    sent: Mapping[str, int]
+    run_id: str
+    place: str
+    """Where a person finds it."""
+
+
+def check_services(job: JobConfig) -> None:
+    """Whether the services of a job can be used from here. Raises LoggerError."""
+    for config in job.loggers:
+        check_logger(config, os.environ)
+        if isinstance(config, MlflowLogger):
+            check_server(mlflow_address(config, os.environ))
+
+
 class RunServices:
     """All services of one run. As a context it closes them with how the run ended."""
 
-    def __init__(self, checkpoints: CheckpointStore) -> None:
+    def __init__(self, checkpoints: CheckpointStore, *, close_seconds: float = CLOSE_SECONDS) -> None:
         self._checkpoints = checkpoints
+        self._close_seconds = close_seconds
         self._threads: dict[str, ServiceThread] = {}
         self._run_ids: dict[str, str] = {}
         self._closed_at_the_end = ExitStack()
@@ -69,31 +92,32 @@ class RunServices:
         memory = self._remembered() if resume else {}
         facts = RunFacts(str(job.run_name), params_of(job), self._links())
         for config in job.loggers:
-            check_logger(config, os.environ)
-            name = _name_of(config)
+            name = _place_name(config)
             known = memory.get(name, _Remembered())
-            service, sent, run_id, place = self._open(config, known, facts)
-            tell(f"metrics go to {config.provider} as well: {redact(place)}")
-            self._run_ids[name] = run_id
-            self._threads[name] = ServiceThread(config.provider, service, sent)
+            try:
+                opened = self._open(config, known, facts)
+            except LoggerError:
+                self._close("failed", self._close_seconds)
+                raise
+            tell(f"metrics go to {config.provider} as well: {redact(opened.place)}")
+            self._run_ids[name] = opened.run_id
+            self._threads[name] = ServiceThread(config.provider, opened.service, opened.sent)
         self._remember()
 
-    def _open(
-        self, config: LoggerConfig, known: _Remembered, facts: RunFacts
-    ) -> tuple[Service, Mapping[str, int], str, str]:
+    def _open(self, config: LoggerConfig, known: _Remembered, facts: RunFacts) -> _Opened:
         match config:
             case TensorboardLogger():
                 uri = self._tensorboard_uri(config, facts.name)
-                return self._tensorboard(uri, facts), known.sent, "", uri
+                return _Opened(self._tensorboard(uri, facts), known.sent, "", uri)
             case WandbLogger():
                 run_id = known.run_id or secrets.token_hex(4)
                 is_online = wandb_is_online(config, os.environ)
                 wandb = WandbService(config.provider_config, run_id, facts, is_online=is_online)
-                return wandb, known.sent, run_id, wandb.place
+                return _Opened(wandb, known.sent, run_id, wandb.place)
             case MlflowLogger():
                 address = mlflow_address(config, os.environ)
                 mlflow = MlflowService(config.provider_config, address, known.run_id or None, facts)
-                return mlflow, mlflow.sent, mlflow.run_id, mlflow.place
+                return _Opened(mlflow, mlflow.sent, mlflow.run_id, mlflow.place)
 
     def _tensorboard_uri(self, config: TensorboardLogger, run_name: str) -> str:
         given = config.provider_config.log_dir
@@ -112,6 +136,7 @@ class RunServices:
 
     def begin(self, step: int, records: Sequence[Record]) -> None:
         """Workers go on after `step`; `records` are those of the run up to there."""
+        self._is_stopped = False
         now = time.time()
         for thread in self._threads.values():
             thread.begin(step, [_measured(record, now) for record in records])
@@ -139,13 +164,17 @@ class RunServices:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is None:
-            status: Status = "stopped" if self._is_stopped else "finished"
+            self._close("stopped" if self._is_stopped else "finished", self._close_seconds)
+        elif issubclass(kind, KeyboardInterrupt):
+            self._close("stopped", min(self._close_seconds, INTERRUPTED_CLOSE_SECONDS))
         else:
-            status = "stopped" if issubclass(kind, KeyboardInterrupt) else "failed"
+            self._close("failed", self._close_seconds)
+
+    def _close(self, status: Status, close_seconds: float) -> None:
         if self._threads:
             self._link(self._checkpoint_links())
         for thread in self._threads.values():
-            thread.finish(status)
+            thread.finish(status, close_seconds)
         self._remember()
         self._closed_at_the_end.close()
 
@@ -206,7 +235,7 @@ def _flat(value: JsonValue, path: str) -> Iterator[tuple[str, Param]]:
             yield path, value
 
 
-def _name_of(config: LoggerConfig) -> str:
+def _place_name(config: LoggerConfig) -> str:
     """The place where runs are: a job that names another one begins a new run there."""
     match config:
         case TensorboardLogger():

@@ -85,7 +85,8 @@ def test_what_the_data_come_to(
 
 def test_bad_rows_end_it(llmforge: Llmforge, job: str, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"messages": []}\n{"messages"\n')
-    done = llmforge("validate", job, "--data", "train_path=bad.jsonl", "valid_path=null", "eval_first=false")
+    without = ("valid_path=null", "eval_first=false", "evaluation=null")
+    done = llmforge("validate", job, "--data", "train_path=bad.jsonl", *without)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-4:] == [
         "2 of 2 rows are invalid:",

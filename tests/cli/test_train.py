@@ -8,7 +8,6 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.adapters import write_misfit
 from tests.cli.conftest import Llmforge
 
 pytestmark = pytest.mark.slow
@@ -40,14 +39,3 @@ def test_more_devices_than_there_are(train: Train, tmp_path: Path) -> None:
     ]
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_an_adapter_for_another_model(train: Train, tmp_path: Path) -> None:
-    """Found by a worker, told like any other mistake."""
-    adapter = write_misfit(tmp_path / "adapter")
-    done = train("lora_config={target_modules: [q_proj], r: 4}", f"initial_adapter_model_ckpt_path={adapter}")
-    assert (done.returncode, done.stdout) == (2, "")
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"{adapter}: the adapter does not fit the base model: size mismatch for base_")
-    assert "Traceback" not in done.stderr
-    assert "ray" not in done.stderr.replace(str(tmp_path), "").lower().replace("starting ray", "")

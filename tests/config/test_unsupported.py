@@ -63,6 +63,7 @@ ACCEPTED = [
     "optimizer: {type: sgd, momentum: 0.9, nesterov: true}",
     "early_stopping: {patience: 2}\nvalid_path: a.jsonl",
     "evaluation: {prompts: [hello]}\nvalid_path: a.jsonl",
+    "logger: {provider: wandb, provider_config: {project: bots}}",
     "max_failures: 5",
     "custom_model_tag: a\nnum_data_blocks_per_device: 2\ntrainer_resources: {memory: 1}\nworker_resources: {A10G: 0.1}",
     "deepspeed: {zero_optimization: {stage: 3, offload_optimizer: {device: cpu}, offload_param: {device: cpu}}}",

@@ -52,6 +52,7 @@ def train(quickstart_material: Path, repository: Path, tmp_path: Path) -> Run:
         f"model_id={quickstart_material / 'model'}",
         f"train_path={data}",
         "valid_path=null",
+        "evaluation=null",
         "eval_first=false",
         f"output_dir={tmp_path / 'runs'}",
         "run_name=test",

@@ -1,10 +1,9 @@
-"""Whole runs that learn from real pairs: Ray Data, the reference model, Ray Train workers, DeepSpeed, resuming."""
+"""Whole runs that learn from real pairs: Ray Data, the reference model, Ray Train workers, DeepSpeed."""
 
 from __future__ import annotations
 
 import io
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +54,11 @@ class Runs:
             "num_checkpoints_to_keep=9",
         ]
 
-    def run(self, name: str, *overrides: str, resume: bool = False) -> Run:
+    def run(self, name: str, *overrides: str) -> Run:
         job = load_job(self._path, [*self._overrides, f"run_name={name}", *overrides])
         console = Console(file=io.StringIO())
         with ProgressDisplay(console) as display:
-            request = RunRequest(job, "submitted: text\n", self.folder / "cache", resume=resume)
+            request = RunRequest(job, "submitted: text\n", self.folder / "cache")
             result = run_training(request, display, PhaseTimer())
         assert isinstance(console.file, io.StringIO)
         return Run(result, console.file.getvalue())
@@ -72,8 +71,8 @@ def runs(shared_ray: None, repository: Path, material: Path, tmp_path_factory: p
 
 @pytest.fixture(scope="module")
 def shipped(runs: Runs) -> Run:
-    """The shipped job: the reference model is the base, with its adapter off, in every step."""
-    return runs.run("shipped")
+    """The shipped job, shortened: the reference model is the base, with its adapter off, in every step."""
+    return runs.run("shipped", "max_steps=16", "checkpoint_and_evaluation_frequency.frequency=4")
 
 
 def test_a_real_model_learns_real_preferences(shipped: Run) -> None:
@@ -99,26 +98,18 @@ def test_what_is_shown_of_pairs(shipped: Run) -> None:
     assert ASKED not in shipped.shown
 
 
-def test_numbers_computed_beforehand_give_the_same_losses_and_the_run_resumes(shipped: Run, runs: Runs) -> None:
-    """By workers of their own; the resumed run finds what they left, and takes the same steps to the last bit."""
+def test_numbers_computed_beforehand_give_the_same_losses(shipped: Run, runs: Runs) -> None:
+    """By workers of their own, who leave them beside the data."""
     overrides = (
-        "max_steps=8",
-        "checkpoint_and_evaluation_frequency.frequency=4",
+        "max_steps=4",
+        "checkpoint_and_evaluation_frequency.frequency=2",
         "preference_tuning_config.logprob_processor_scaling_config.batch_size=4",
     )
     stored = runs.run("beforehand", *overrides)
     assert ASKED in stored.shown
     for key in ("train/loss", "train/reward_margin", "train/kl"):
-        assert stored.values(key) == pytest.approx(shipped.values(key)[:8], rel=1e-3, abs=1e-4), key
-    for name in ("loss", "reward_margin"):  # of the validation data, at step 8
+        assert stored.values(key) == pytest.approx(shipped.values(key)[:4], rel=1e-3, abs=1e-4), key
+    for name in ("loss", "reward_margin"):  # of the validation data, at step 4
         one, other = stored.values(f"eval/{name}")[-1], shipped.values(f"eval/{name}")[1]
         assert one == pytest.approx(other, rel=1e-3)
-    (folder,) = (runs.folder / "runs" / "data").glob("*-reference-*")
-    written = (folder / "manifest.json").stat().st_mtime_ns
-
-    losses = stored.values("train/loss")
-    shutil.rmtree(Path(stored.result.run_uri) / "checkpoints" / stored.result.latest.name)
-    resumed = runs.run("beforehand", *overrides, resume=True)
-    assert resumed.result.latest.step == 8
-    assert resumed.values("train/loss") == losses
-    assert (folder / "manifest.json").stat().st_mtime_ns == written
+    assert len(list((runs.folder / "runs" / "data").glob("*-reference-*/manifest.json"))) == 1

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import llmforge
@@ -92,8 +93,8 @@ def test_a_real_model_learns_from_real_conversations(
         f"model_id={material / 'models' / 'stories260K-hf'}",
         f"train_path={material / 'data' / 'chat' / 'gsm8k-train.jsonl'}",
         f"output_dir={tmp_path / 'runs'}",
-        "max_steps=50",
-        "checkpoint_and_evaluation_frequency.frequency=50",
+        "max_steps=24",
+        "checkpoint_and_evaluation_frequency.frequency=24",
         "dataset.valid_fraction=0.01",
     ]
     job = load_job(repository / "job_configs" / f"stories260k-gsm8k-{method}.yaml", overrides)
@@ -101,9 +102,9 @@ def test_a_real_model_learns_from_real_conversations(
     records = read_metrics(Path(result.run_uri) / "metrics.jsonl")
     base, *_, trained = [record["eval/loss"] for record in records if "eval/loss" in record]
     with capsys.disabled():
-        sys.stdout.write(f"\nvalidation loss, {method}: base model {base:.3f}, after 50 steps {trained:.3f}\n")
+        sys.stdout.write(f"\nvalidation loss, {method}: base model {base:.3f}, after 24 steps {trained:.3f}\n")
     assert base > 6.5
-    assert trained < base - 3
+    assert trained < base - 2
     assert result.best.eval_loss == trained
 
 
@@ -172,10 +173,10 @@ def test_full_weights_load_with_transformers_also_from_zero_3(
     assert all(keys <= line.keys() for line in lines if "train/loss" in line)
 
 
-def test_resuming_is_bit_identical_and_with_another_number_of_workers_nearly_so(
+def test_resuming_is_bit_identical(
     shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """A run whose later half is thrown away and taken again: by as many workers, and by one that takes all batches."""
+    """A run whose later half is thrown away and taken again; test_engine.py does it with other numbers of workers."""
     keys: dict[str, object] = {
         "model_id": str(small_model),
         "num_devices": 2,
@@ -189,11 +190,13 @@ def test_resuming_is_bit_identical_and_with_another_number_of_workers_nearly_so(
             "prompts": ["How many apples are there?", "Tom has 3 dogs. How many legs?", "Hi"],
             "max_tokens": 20,
         },
+        "logger": {"provider": "tensorboard"},
     }
     whole = run(make_job(run_name="whole", **keys), tmp_path)
-    for name in ("cut", "alone"):
-        shutil.copytree(whole.run_uri, tmp_path / "runs" / name)
-        shutil.rmtree(tmp_path / "runs" / name / "checkpoints" / whole.latest.name)
+    shutil.copytree(whole.run_uri, tmp_path / "runs" / "cut")
+    shutil.rmtree(tmp_path / "runs" / "cut" / "checkpoints" / whole.latest.name)
+    with pytest.raises(CheckpointError, match="was trained with 2 sequences a step, now it is 1"):
+        run(make_job(run_name="cut", **keys | {"num_devices": 1}), tmp_path, resume=True)
     resumed = run(make_job(run_name="cut", **keys), tmp_path, resume=True)
     assert resumed.latest.step == 6 and resumed.latest.name != whole.latest.name
     for name in ("adapter_model.safetensors", "optimizer/rank-00000.safetensors", "optimizer/rank-00001.safetensors"):
@@ -202,17 +205,13 @@ def test_resuming_is_bit_identical_and_with_another_number_of_workers_nearly_so(
         assert expected.keys() == found.keys()
         assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
     assert losses_of(whole) == losses_of(resumed)
+    curve = EventAccumulator(str(Path(resumed.run_uri) / "tensorboard")).Reload().Scalars("train/loss")
+    assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in curve] == pytest.approx(losses_of(resumed), rel=1e-6)
     samples = read_samples(Path(whole.run_uri) / SAMPLES_FILE)
     assert [sample.step for sample in samples] == [3, 3, 3, 6, 6, 6]
     assert read_samples(Path(resumed.run_uri) / SAMPLES_FILE) == samples
     assert_answers_are_the_checkpoints(samples, resumed, resumed.latest)
-    with pytest.raises(CheckpointError, match="was trained with 2 sequences a step, now it is 1"):
-        run(make_job(run_name="alone", **keys | {"num_devices": 1}), tmp_path, resume=True)
-    one_worker = keys | {"num_devices": 1, "gradient_accumulation_steps": 2}
-    alone = run(make_job(run_name="alone", **one_worker), tmp_path, resume=True)
-    assert losses_of(alone)[:3] == losses_of(whole)[:3]
-    # Dropout differs: its random numbers belong to a rank.
-    assert losses_of(alone)[3:] == pytest.approx(losses_of(whole)[3:], rel=0.01)
 
 
 def test_a_format_taken_from_the_tokenizer_is_trained_stored_and_exported(
