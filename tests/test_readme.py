@@ -22,6 +22,6 @@ def test_the_commands_of_the_readme(readme_shell: Shell) -> None:
     assert "Paris" in outputs["generate"].stdout
     assert "Paris" in outputs["chat"].stdout
     assert "equal" in outputs["verify"].stdout
-    assert (readme_shell.folder / "build" / "quickstart" / "export" / "model.safetensors").is_file()
+    assert (readme_shell.folder / "build" / "capitals" / "model.safetensors").is_file()
     assert "best checkpoint: " in outputs["train"].stderr
     assert "llmforge chat" in outputs["train"].stderr

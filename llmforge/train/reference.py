@@ -9,7 +9,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from llmforge.errors import ClusterError, LlmforgeError
 from llmforge.models.identity import weights_identity
 from llmforge.storage.base import Storage
 from llmforge.train.cluster import cluster_facts
+from llmforge.train.task import ReferenceTask
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +38,6 @@ Progress = Callable[[int, int | None], None]
 _FAILURE = pa.field("failure", pa.binary())
 """The `LlmforgeError` that ended a worker's task, pickled, in a row of its own; Ray would wrap and lose it."""
 _INDEX = pa.field("index", pa.int64())
-
-
-@dataclass(frozen=True)
-class ReferenceTask:
-    """What crosses to the workers."""
-
-    job_json: str
-    prepared: PreparedDataset
-    splits: tuple[Split, ...]
-    """Whose samples are counted through, those of one behind those of the other."""
-    storage_uri: str
-    cache_folder: str
 
 
 def wants_reference(job: JobConfig) -> bool:

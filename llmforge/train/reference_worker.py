@@ -22,7 +22,7 @@ from llmforge.train.batches import Batch, Layout, collate
 from llmforge.train.model import build_reference_model
 from llmforge.train.preference import AnswerScorer
 from llmforge.train.proofs import choose_logits
-from llmforge.train.reference import ReferenceTask
+from llmforge.train.task import ReferenceTask
 
 
 class ReferenceModel:

@@ -1,9 +1,10 @@
-"""What crosses from the driver to the training workers, and nothing else."""
+"""What crosses from the driver to the training workers and those of the reference model, and nothing else."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from llmforge.dataset.prepared import PreparedDataset
+from llmforge.dataset.shards import Split
 from llmforge.train.driver_record import Driver
 
 
@@ -24,3 +25,15 @@ class WorkerTask:
     driver: Driver
     sent_at: float
     """When the driver asked for workers, in seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class ReferenceTask:
+    """All that a worker of the reference model is told."""
+
+    job_json: str
+    prepared: PreparedDataset
+    splits: tuple[Split, ...]
+    """Whose samples are counted through, those of one behind those of the other."""
+    storage_uri: str
+    cache_folder: str

@@ -59,25 +59,16 @@ def test_its_jobs_are_valid(cookbook: Path) -> None:
     assert f"({cookbook.name})" in INDEX.read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def shell(readme_shell: Shell) -> Shell:
-    """After the commands of the README and of the cookbooks' own."""
-    for block in blocks(INDEX):
-        done = readme_shell.run(block.text)
-        assert done.returncode == 0, done.stderr
-    return readme_shell
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("cookbook", COOKBOOKS, ids=lambda path: path.stem)
-def test_its_commands_print_what_it_shows(shell: Shell, cookbook: Path) -> None:
+def test_its_commands_print_what_it_shows(readme_shell: Shell, cookbook: Path) -> None:
     printed: set[str] = set()
     for block in blocks(cookbook):
         match block.kind:
             case "yaml":
-                (shell.folder / block.file_name).write_text(block.text, encoding="utf-8")
+                (readme_shell.folder / block.file_name).write_text(block.text, encoding="utf-8")
             case "sh":
-                done = shell.run(block.text)
+                done = readme_shell.run(block.text)
                 assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
                 printed = without_numbers(done.stdout + done.stderr)
             case "text":
