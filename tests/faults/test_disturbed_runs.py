@@ -35,7 +35,7 @@ def expected(site: Site) -> Expected:
 
 @pytest.mark.slow
 def test_a_run_survives_what_happens_to_it(site: Site, expected: Expected) -> None:
-    kinds = ["worker", "server", "driver", "uploads broken"]
+    kinds = ["bursts of 500 and 503", "worker", "server", "driver", "uploads broken"]
     *incidents, end = disturbed_runs(site, seed=1, kinds=kinds, expected={"lora": expected})
     assert [problem for incident in (*incidents, end) for problem in incident.problems] == []
     assert [incident.kind for incident in incidents] == kinds
