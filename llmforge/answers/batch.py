@@ -5,8 +5,9 @@ like length stand in one batch, padded on the left; a row ends by its own stops,
 does not depend on its neighbours (beyond the rounding of the device). It knows nothing of messages.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
@@ -23,6 +24,8 @@ _CACHE_SHARE = 0.5
 """Of the free memory; the rest is for the activations of the prompts, and for what transformers copies."""
 _STEADY_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings that are the same at a position whatever positions its neighbours have."""
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Answer:
     """With those of the stop."""
     is_complete: bool
     """Ended by a stop, and not for lack of room."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where the model is a classifier; the text is the one decided for."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +121,38 @@ def answer_batch(
     pace: Pace = ALONE,
 ) -> list[Answer]:
     """Where the memory of the device does not suffice, in two halves, unless other ranks keep in step."""
+
+    def answer(part: list[Prompt]) -> list[Answer]:
+        return _generate(model, answer_format, part, sampling, pace)
+
+    return answer(batch) if pace.is_shared else in_halves(batch, answer)
+
+
+def in_halves(batch: list[Prompt], answer: Callable[[list[Prompt]], list[_Found]]) -> list[_Found]:
+    """The answers to a batch; where the memory of the device does not suffice, first those to one half of it."""
     try:
-        return _generate(model, answer_format, batch, sampling, pace)
+        return answer(batch)
     except torch.OutOfMemoryError:
-        if len(batch) == 1 or pace.is_shared:
+        if len(batch) == 1:
             raise
     torch.cuda.empty_cache()
     half = len(batch) // 2
-    first = answer_batch(model, answer_format, batch[:half], sampling, pace)
-    return first + answer_batch(model, answer_format, batch[half:], sampling, pace)
+    return in_halves(batch[:half], answer) + in_halves(batch[half:], answer)
+
+
+def left_padded(prompts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask of prompts of different lengths, each of shape (rows, longest)."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
 
 
 def _generate(
     model: PreTrainedModel, answer_format: AnswerFormat, batch: list[Prompt], sampling: Sampling, pace: Pace
 ) -> list[Answer]:
-    width = max(len(prompt.ids) for prompt in batch)
-    input_ids = torch.tensor([[0] * (width - len(prompt.ids)) + prompt.ids for prompt in batch])
-    mask = torch.tensor([[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in batch])
+    input_ids, mask = left_padded([prompt.ids for prompt in batch])
+    width = input_ids.shape[1]
     stops = answer_format.stops(sampling)
     rooms = torch.tensor([prompt.room for prompt in batch])
     ends = RowEnds(answer_format, stops, width, rooms.to(model.device))

@@ -5,13 +5,13 @@ prompt format, so it needs no model.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from llmforge.errors import DataError
 
-_Result = TypeVar("_Result")
+PROBABILITIES = "probabilities"
+"""Column of an answered row, where a classifier has answered."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,19 @@ class PromptRow:
         assert isinstance(messages, list)
         return messages
 
-    def answered(self, text: str) -> str:
-        """The line with the answer behind its messages, without its end."""
+    def answered(self, text: str, probabilities: Mapping[str, float] | None = None) -> str:
+        """The line with the answer behind its messages, without its end; of labels also their probabilities."""
         answer = {"role": "assistant", "content": text}
-        return json.dumps({**self.columns, "messages": [*self.messages, answer]}, ensure_ascii=False)
+        found = {} if probabilities is None else {PROBABILITIES: dict(probabilities)}
+        return json.dumps({**self.columns, "messages": [*self.messages, answer], **found}, ensure_ascii=False)
+
+    def check_no_probabilities(self) -> None:
+        """Raise `DataError` where the answer of a classifier would replace what stands there."""
+        if PROBABILITIES in self.columns:
+            raise DataError(
+                f"found a column `{PROBABILITIES}`, allowed is none with a classifier, which writes its own there; "
+                "rename it"
+            )
 
 
 @dataclass(frozen=True)

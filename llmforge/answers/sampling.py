@@ -58,6 +58,9 @@ class Sampling:
         return replace(self, **own)
 
 
+NOTHING_ASKED = Sampling()
+
+
 def row_seed(seed: int, index: int) -> int:
     """The seed of one of several answers, of which the first has `seed` itself: no other answer changes its draws."""
     return (seed + index * _SEED_STEP) % 2**63

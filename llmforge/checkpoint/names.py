@@ -9,6 +9,10 @@ FOLDER = "checkpoints"
 """Holds one folder a checkpoint, below the run's own."""
 DAMAGED_NAME = "damaged.json"
 """Stands in a checkpoint that was set aside."""
+RESOLVED_JOB_FILE = "resolved_job.yaml"
+"""The job as it was trained: in the folder of the run, and in each checkpoint."""
+OPTIMIZER_PREFIX = "optimizer/"
+"""Of the files of a checkpoint that only its own training needs."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})-([0-9a-z]+)")
 _ATTEMPT_WORD = re.compile(r"([0-9a-f]{6})[0-9a-z]{2}[b-z]?")

@@ -49,6 +49,7 @@ from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_byte
 from llmforge.storage.manifest import (
     MANIFEST_NAME,
     FileRecord,
+    check_folder,
     fetch_folder,
     local_folder,
 )
@@ -160,6 +161,14 @@ class CheckpointStore:
         """A local folder with the verified files: where they lie if that is on this machine, else `target`."""
         with self._explained(info):
             return local_folder(self.storage, prefix_of(info.name), manifest_of(info), target, paths)
+
+    def check(self, info: CheckpointInfo, paths: Collection[str]) -> None:
+        """See that some of its files are there with their sizes; those of this machine are read whole.
+
+        Errors as in `fetch`.
+        """
+        with self._explained(info):
+            check_folder(self.storage, prefix_of(info.name), manifest_of(info), paths)
 
     def verify(
         self, info: CheckpointInfo, on_progress: Callable[[FileRecord], None] | None = None

@@ -12,6 +12,10 @@ TopP = Annotated[Optional[float], typer.Option(help="Share of the probability to
 TopK = Annotated[Optional[int], typer.Option(min=0, help="So many tokens to sample from; 0 is all.")]  # noqa: UP045
 MinP = Annotated[Optional[float], typer.Option(min=0, max=1, help="Fraction of the likeliest token to reach.")]  # noqa: UP045
 Seed = Annotated[Optional[int], typer.Option(help="The same seed, the same answers.")]  # noqa: UP045
+Threshold = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(help="Of a classifier with two labels: probability from which it decides for the positive one."),
+]
 Stop = Annotated[Optional[list[str]], typer.Option(help="Text that ends an answer; may be repeated.")]  # noqa: UP045
 
 
@@ -31,6 +35,7 @@ def generate(  # noqa: PLR0913 - the options of a command
     min_p: MinP = None,
     seed: Seed = None,
     stop: Stop = None,
+    threshold: Threshold = None,
     batch_size: Annotated[Optional[int], typer.Option(min=1, help="Rows at a time; default: by memory.")] = None,  # noqa: UP045
     num_workers: Annotated[Optional[int], typer.Option(min=1, help="Workers on a Ray cluster.")] = None,  # noqa: UP045
     on_invalid: Annotated[Literal["fail", "skip"], typer.Option(help="What rows that are no prompt do.")] = "fail",
@@ -39,7 +44,9 @@ def generate(  # noqa: PLR0913 - the options of a command
     from llmforge.answers.sampling import Sampling
     from llmforge.cli.generate import GenerateOptions, run_generate
 
-    options = GenerateOptions(source, checkpoint, prompt, messages, output, on_invalid, batch_size, num_workers)
+    options = GenerateOptions(
+        source, checkpoint, prompt, messages, output, on_invalid, batch_size, num_workers, threshold
+    )
     run_generate(options, Sampling(max_tokens, temperature, top_p, top_k, min_p, seed, tuple(stop or ())))
 
 
@@ -53,9 +60,11 @@ def chat(  # noqa: PLR0913 - the options of a command
     top_k: TopK = None,
     min_p: MinP = None,
     seed: Seed = None,
+    threshold: Threshold = None,
 ) -> None:
     """Talk to a trained model; /help lists what can be said to the program itself."""
     from llmforge.answers.sampling import Sampling
     from llmforge.cli.chat import run_chat
 
-    run_chat(source, checkpoint, system, Sampling(max_tokens, temperature, top_p, top_k, min_p, seed))
+    sampling = Sampling(max_tokens, temperature, top_p, top_k, min_p, seed)
+    run_chat(source, checkpoint, system, sampling, threshold)

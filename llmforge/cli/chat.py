@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from llmforge.cli.chat_session import ChatSession
+from llmforge.cli.label_text import probabilities_text
 from llmforge.cli.places import cache_folder
 from llmforge.errors import DataError
 from llmforge.metrics.summary import printable_text
@@ -20,11 +21,13 @@ _PASTE_SECONDS = 0.05
 """A terminal hands over the next line of a pasted text sooner, and no person writes one so quickly."""
 
 
-def run_chat(source: str, checkpoint: str, system: str | None, sampling: Sampling) -> None:
+def run_chat(
+    source: str, checkpoint: str, system: str | None, sampling: Sampling, threshold: float | None = None
+) -> None:
     """Read a message, stream the answer, keep the history, until Ctrl-D or `/exit`. Raises `LlmforgeError`."""
     from llmforge.inference.generate import open_generator
 
-    generator = open_generator(source, checkpoint, cache_folder())
+    generator = open_generator(source, checkpoint, cache_folder(), sampling, threshold)
     session = ChatSession(system)
     _edit_lines()
     print("Write a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves, /help says more.", file=sys.stderr)
@@ -41,7 +44,11 @@ def run_chat(source: str, checkpoint: str, system: str | None, sampling: Samplin
             return
         if turn.notice is not None:
             print(turn.notice, file=sys.stderr)
-        if turn.messages is not None:
+        if turn.messages is None:
+            continue
+        if generator.trained.classifier is not None:
+            _show_label(generator, turn.messages, threshold)  # which asks about each message by itself
+        else:
             session.answered(_show_answer(generator, turn.messages, sampling))
 
 
@@ -60,6 +67,15 @@ def _show_answer(generator: Generator, messages: list[dict[str, str]], sampling:
     except DataError as error:
         print(f"{printable_text(str(error))}\n(the message is left out; /reset forgets the others)", file=sys.stderr)
     return answer
+
+
+def _show_label(generator: Generator, messages: list[dict[str, str]], threshold: float | None) -> None:
+    try:
+        found = generator.classify(generator.parse(messages), threshold)
+    except DataError as error:
+        print(printable_text(str(error)), file=sys.stderr)
+        return
+    print(f"label: {printable_text(found.label)} ({probabilities_text(found.probabilities)})")
 
 
 def _read_message() -> str:

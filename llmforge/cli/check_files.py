@@ -126,7 +126,7 @@ def _check_weights(job: JobConfig) -> Iterator[Finding]:
     }
     for key, (pattern, problem) in needed.items():
         folder = getattr(job, key)
-        if not isinstance(folder, str):
+        if not isinstance(folder, str) or key in job.earlier_runs:
             continue
         try:
             names = _names_in(folder)
@@ -173,7 +173,7 @@ def _is_hub_id(model_id: str) -> bool:
 
 def known_format(job: JobConfig) -> PromptFormat | None:
     """Without a look at any file."""
-    family = find_family(job.model_id)
+    family = None if job.earlier_runs else find_family(job.model_id)
     return own_format(job) or (family.prompt_format if family is not None else None)
 
 

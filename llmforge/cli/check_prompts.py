@@ -42,12 +42,14 @@ def _length_check(
         return None
     try:
         from llmforge.answers.prompt_maker import PromptMaker
+        from llmforge.dataset.labels import labelled_tokenizer
         from llmforge.dataset.tokenize import SegmentTokenizer
         from llmforge.models.folder import read_model_facts, read_tokenizer_json
     except ImportError:
         return None
     try:
-        tokenizer, context_length = read_tokenizer_json(folder), read_model_facts(folder).context_length
+        tokenizer = labelled_tokenizer(job.labels, prompt_format, read_tokenizer_json(folder))
+        context_length = read_model_facts(folder).context_length
     except ModelError:  # told of the model itself
         return None
     generation = job.generation_config or GenerationConfig()

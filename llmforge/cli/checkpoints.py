@@ -3,11 +3,12 @@
 In: the folder of a run or of one checkpoint. Out: a table for people, or with `--json` the stable interface for other
 programs, one object on stdout and nothing else there:
 
-    {"run": ..., "checkpoints": [{"name", "step", "eval_loss", "size_bytes", "saved_at", "state": "complete" |
-     "unfinished" | "damaged", "is_best", "is_latest", "is_verified", "is_being_removed", "ranks_uploaded", "ranks",
-     "problems": [...]}]}
+    {"run": ..., "lineage": [{"run", "checkpoint", "step", "uri", "manifest_sha256"}], "checkpoints": [{"name",
+     "step", "eval_loss", "size_bytes", "saved_at", "state": "complete" | "unfinished" | "damaged", "is_best",
+     "is_latest", "is_verified", "is_being_removed", "ranks_uploaded", "ranks", "problems": [...]}]}
 
-sorted by step. `problems` are lines of text, of damaged ones only; `ranks` is null where nobody knows them any more.
+sorted by step. `lineage` has the checkpoints that the run and its ancestors started from, the oldest first. `problems`
+are lines of text, of damaged ones only; `ranks` is null where nobody knows them any more.
 Progress goes to stderr.
 """
 
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from llmforge.checkpoint.find import CheckpointAddress
+from llmforge.checkpoint.lineage import Lineage, lineage_json, lineage_of, lineage_text
 from llmforge.checkpoint.store import (
     CheckpointInfo,
     CheckpointStore,
@@ -76,10 +78,12 @@ def run_checkpoints(uri: str, *, verify: bool, as_json: bool) -> bool:
         readable |= {one.name: one.info for one in found.damaged if one.info is not None and not one.is_set_aside}
         checked = [_verified(store, row, readable[row.name]) if row.name in readable else row for row in rows]
         rows = [row for row in checked if row is not None]
+    lineage = lineage_of(found.complete[-1]) if found.complete else ()
     if as_json:
-        print(json.dumps({"run": address.run_uri, "checkpoints": [_json_object(row) for row in rows]}))
+        objects = [_json_object(row) for row in rows]
+        print(json.dumps({"run": address.run_uri, "lineage": lineage_json(lineage), "checkpoints": objects}))
     else:
-        print(printable_text("\n".join(_table(rows))))
+        print(printable_text("\n".join([*_table(rows), *_origin(lineage, address.run_uri)])))
     return not verify or all(row.state != "damaged" for row in rows)
 
 
@@ -159,6 +163,15 @@ def _progress(info: CheckpointInfo) -> Iterator[Callable[[FileRecord], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(info.name, total=info.size_bytes)
         yield lambda record: progress.advance(task, record.size_bytes)
+
+
+def _origin(lineage: Lineage, run_uri: str) -> list[str]:
+    """What the run started from, and where that lies."""
+    if not lineage:
+        return []
+    run = run_uri.rstrip("/").rpartition("/")[2]
+    parents = [f"    {parent.run}: {parent.uri}" for parent in lineage]
+    return [f"trained in: {lineage_text(lineage, run)}", *parents]
 
 
 def _json_object(row: CheckpointRow) -> dict[str, object]:

@@ -15,7 +15,9 @@ from llmforge.cli.local_job import LocalJob, resolve_locally
 from llmforge.cli.places import cache_folder
 from llmforge.config.job import JobConfig
 from llmforge.config.sizing import size_job
+from llmforge.dataset.labels import check_label_counts
 from llmforge.dataset.prepared import PreparedDataset, find_prepared, read_inputs
+from llmforge.dataset.rated import warn_of_imbalance
 from llmforge.metrics.loggers import MessageHandler
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.storage.base import Storage, check_writable, join_uri, open_storage
@@ -47,7 +49,10 @@ def prepare_data(submitted: JobConfig) -> PreparedJob:
         local = resolve_locally(submitted)
         storage = open_storage(local.job.output_dir)
         prepared, seconds = _find_or_prepare(local, storage, display)
+        if local.job.classifier_config is not None:
+            check_label_counts(local.job.classifier_config, prepared.stats)
         facts = local.model.facts
+        warn_of_imbalance(local.job, prepared.stats)
         sized = size_job(local.job, prepared.sizes(facts.context_length), facts.sizes)
     return PreparedJob(local, sized, prepared, join_uri(storage.root_uri, prepared.prefix), seconds)
 

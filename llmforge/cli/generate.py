@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from llmforge.cli.generate_progress import GenerateProgress
+from llmforge.cli.label_text import probabilities_text
 from llmforge.cli.places import cache_folder
 from llmforge.errors import ConfigError, DataError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from llmforge.answers.prompt_rows import CheckedRows, PromptRow
     from llmforge.answers.sampling import Sampling
     from llmforge.inference.answer_output import AnswerOutput, AnswerRecord
-    from llmforge.inference.answer_rows import AnsweredWindow, Window
+    from llmforge.inference.answer_rows import AnsweredWindow, Asked, Window
     from llmforge.inference.load import TrainedSource
 
 OnInvalid = Literal["fail", "skip"]
@@ -36,6 +37,7 @@ class GenerateOptions:
     on_invalid: OnInvalid
     batch_size: int | None
     num_workers: int | None
+    threshold: float | None = None
 
 
 def run_generate(options: GenerateOptions, sampling: Sampling) -> None:
@@ -57,8 +59,13 @@ def _answer_prompt(options: GenerateOptions, sampling: Sampling) -> None:
             raise ConfigError(f"found {name} with --prompt, allowed is it with --messages FILE.jsonl")
     from llmforge.inference.generate import open_generator
 
-    generator = open_generator(options.source, options.checkpoint, cache_folder())
+    generator = open_generator(options.source, options.checkpoint, cache_folder(), sampling, options.threshold)
     conversation = generator.parse([{"role": "user", "content": options.prompt}])
+    if generator.trained.classifier is not None:
+        found = generator.classify(conversation, options.threshold)
+        print(found.label, flush=True)
+        print(probabilities_text(found.probabilities), file=sys.stderr)
+        return
     for piece in generator.stream(conversation, sampling):
         print(piece, end="", flush=True)
     print()
@@ -79,14 +86,17 @@ class _FileRun:
 
         data = read_prompt_file(self._messages, cache_folder())
         rows = self._passed(read_prompt_rows(data, self._messages))
+        from llmforge.answers.classify import check_asked
         from llmforge.inference.load import find_trained_model, quiet_transformers
 
         quiet_transformers()
         source = find_trained_model(self._options.source, self._options.checkpoint, cache_folder())
+        check_asked(source.classifier, self._sampling, self._options.threshold)
         rows = self._passed(_check_prompts(rows, self._messages, source, self._sampling))
         output = self._open_output(source, rows, hashlib.sha256(data).hexdigest())
         num_done = 0 if output is None else output.num_done
-        with GenerateProgress(len(rows), num_done) as progress:
+        unit: Literal["tokens", "labels"] = "tokens" if source.classifier is None else "labels"
+        with GenerateProgress(len(rows), num_done, unit) as progress:
             if num_done < len(rows):
                 for answered in self._answer(source, rows, num_done, progress):
                     _write(answered.lines, output)
@@ -112,7 +122,15 @@ class _FileRun:
             return None
         from llmforge.inference.answer_output import open_answer_output
 
-        return open_answer_output(self._options.output, _record(source, rows, input_sha256, self._sampling))
+        record = _record(source, rows, input_sha256, self._sampling, self._options.threshold)
+        return open_answer_output(self._options.output, record)
+
+    @property
+    def _asked(self) -> Asked:
+        from llmforge.answers.batch import BatchLimits
+        from llmforge.inference.answer_rows import Asked
+
+        return Asked(self._sampling, self._options.threshold, BatchLimits(num_rows=self._options.batch_size))
 
     def _answer(
         self, source: TrainedSource, rows: Sequence[PromptRow], num_done: int, progress: GenerateProgress
@@ -126,22 +144,18 @@ class _FileRun:
     def _answer_here(
         self, source: TrainedSource, windows: Iterable[Window], progress: GenerateProgress
     ) -> Iterator[AnsweredWindow]:
-        from llmforge.answers.batch import BatchLimits
         from llmforge.inference.answer_rows import WindowAnswerer
         from llmforge.inference.generate import Generator
         from llmforge.inference.load import load_source
 
         progress.note("loading the model")
-        answer = WindowAnswerer(
-            Generator(load_source(source)), self._sampling, BatchLimits(num_rows=self._options.batch_size)
-        )
+        answer = WindowAnswerer(Generator(load_source(source)), self._asked)
         for window in windows:
             yield answer(window, progress.answered)
 
     def _answer_on_ray(
         self, source: TrainedSource, rows: Sequence[PromptRow], num_done: int, progress: GenerateProgress
     ) -> Iterator[AnsweredWindow]:
-        from llmforge.answers.batch import BatchLimits
         from llmforge.inference.answer_on_ray import WorkerPlan, answer_on_ray
         from llmforge.train.cluster import start_ray
 
@@ -149,8 +163,7 @@ class _FileRun:
         progress.note("starting Ray")
         start_ray(verbose=False)
         progress.note(f"loading the model in {num_workers} workers")
-        limits = BatchLimits(num_rows=self._options.batch_size)
-        plan = WorkerPlan(source.uri, cache_folder(), self._sampling, limits)
+        plan = WorkerPlan(source.uri, cache_folder(), self._asked)
         for answered in answer_on_ray(rows, num_done, plan, num_workers):
             progress.answered(len(answered.lines), answered.num_tokens)
             yield answered
@@ -161,24 +174,35 @@ def _check_prompts(rows: Sequence[PromptRow], messages: str, source: TrainedSour
     from llmforge.inference.load import read_prompt_maker
 
     maker = read_prompt_maker(source)
-    return check_prompt_rows(
-        rows, messages, lambda row: maker.room(len(maker.prompt_ids(maker.parse(row.messages))), sampling)
-    )
+
+    def check(row: PromptRow) -> None:
+        if source.classifier is not None:
+            row.check_no_probabilities()
+        maker.room(len(maker.prompt_ids(maker.parse(row.messages))), sampling)
+
+    return check_prompt_rows(rows, messages, check)
 
 
-def _record(source: TrainedSource, rows: Sequence[PromptRow], input_sha256: str, sampling: Sampling) -> AnswerRecord:
+def _record(
+    source: TrainedSource,
+    rows: Sequence[PromptRow],
+    input_sha256: str,
+    sampling: Sampling,
+    threshold: float | None,
+) -> AnswerRecord:
     from llmforge.inference.answer_output import AnswerRecord
 
-    generation = source.job.generation_config
-    assert generation is not None
-    filled = asdict(sampling.over(generation))
+    if source.classifier is None:
+        asked = {**asdict(sampling.over(source.generation)), "stop": list(sampling.stop)}
+    else:
+        asked = {"threshold": source.classifier.threshold if threshold is None else threshold}
     checksums = sorted((file.path, file.sha256) for file in source.checkpoint.files)
     return AnswerRecord(
         checkpoint=source.checkpoint.name,
         checkpoint_digest=hashlib.sha256(repr(checksums).encode()).hexdigest(),
         input_sha256=input_sha256,
         num_rows=len(rows),
-        sampling={**filled, "stop": list(sampling.stop)},
+        sampling=asked,
     )
 
 

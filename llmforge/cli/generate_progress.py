@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Literal
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 class GenerateProgress:
-    """Rows and tokens of one run of the command."""
+    """Rows and tokens of one run of the command; of a classifier each token is a label."""
 
-    def __init__(self, num_rows: int, num_done: int) -> None:
+    def __init__(self, num_rows: int, num_done: int, unit: Literal["tokens", "labels"]) -> None:
         self._num_rows = num_rows
         self._num_done = num_done
+        self._unit = unit
         self._num_answered = num_done
         self._num_tokens = 0
         self._is_terminal = sys.stderr.isatty()
@@ -57,7 +59,7 @@ class GenerateProgress:
     def _text(self) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = self._num_tokens / seconds
-        return f"{self._num_answered:,} of {self._num_rows:,} rows answered, {rate:,.0f} tokens/s"
+        return f"{self._num_answered:,} of {self._num_rows:,} rows answered, {rate:,.0f} {self._unit}/s"
 
     def _show(self, text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

@@ -6,14 +6,16 @@ neither a cluster nor a weight, and imports neither Ray nor torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from llmforge.checkpoint.earlier_runs import find_earlier_runs, with_format_of
 from llmforge.cli.places import cache_folder
 from llmforge.config.deepspeed import read_deepspeed
 from llmforge.config.job import JobConfig
 from llmforge.config.resolve import JobFacts, resolve_job
 from llmforge.dataset.job_format import with_imported_format
+from llmforge.dataset.labels import tokenizer_with_labels
 from llmforge.dataset.tokenize import TokenizerText, special_tokens
 from llmforge.models.folder import ModelFiles, model_folder, read_model_files
 
@@ -47,4 +49,6 @@ def resolve_locally(job: JobConfig) -> LocalJob:
         model=model.facts.sizes,
     )
     job = with_imported_format(read_deepspeed(job), model.template, cache_folder())
-    return LocalJob(resolve_job(job, facts), model)
+    job = with_format_of(job, find_earlier_runs(job))
+    job = resolve_job(job, facts)
+    return LocalJob(job, replace(model, tokenizer_json=tokenizer_with_labels(job, model.tokenizer_json)))

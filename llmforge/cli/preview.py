@@ -9,8 +9,9 @@ else on stdout:
 
 `row` is counted from 1 over all files; a label is -100 where no loss is taken; `prompt` is what inference would be
 given before the last answer. The second form is a row that is refused. With `task: preference_tuning` the first form is
-the conversation with the chosen answer, and has `"rejected": {"text", "input_ids", "labels"}` as well. Rows are encoded
-by the code of the data stage, without Ray; of the model only the tokenizer and `config.json` are needed.
+the conversation with the chosen answer, and has `"rejected": {"text", "input_ids", "labels"}` as well; that of a single
+answer that is rated has `"label": true` or `false`. Rows are encoded by the code of the data stage, without Ray; of the
+model only the tokenizer and `config.json` are needed.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def _json_object(row: PreviewRow) -> dict[str, object]:
         **_json_text(encoded),
         "prompt": {"text": encoded.prompt.text, "input_ids": encoded.prompt.input_ids},
         **({} if row.rejected is None else {"rejected": _json_text(row.rejected)}),
+        **({} if row.is_desirable is None else {"label": row.is_desirable}),
     }
 
 
@@ -128,6 +130,10 @@ def _what_is_trained(job: JobConfig) -> str:
         return "every token behind BOS (task: causal_lm)"
     if job.is_paired:
         return f"the two answers of a pair are compared, each with its terminator (task: {job.task})"
+    if job.is_rated:
+        return f"the last answer of a row, as a good or a bad one, with its terminator (task: {job.task}, loss: kto)"
+    if job.labels:
+        return f"the label behind the last cue: {' or '.join(job.labels)} (task: {job.task})"
     if job.dataset.train_on == "last_turn":
         return f"the last answer of a row, with its terminator (task: {job.task}, dataset.train_on: last_turn)"
     return f"every answer, with its terminator (task: {job.task})"

@@ -66,7 +66,7 @@ def run_train(
     loss = "" if best_loss is None else f", validation loss {best_loss:.4f}"
     display.message(f"best checkpoint: {result.run_uri}/checkpoints/{result.best.name} (step {result.best.step}{loss})")
     display.message(f"report: {result.run_uri}/report.html")
-    for purpose, command in use_commands(result.run_uri).items():
+    for purpose, command in use_commands(result.run_uri, is_classifier=bool(job.labels)).items():
         display.message(f"{purpose.lower()}: {command}")
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llmforge.cli.check_files import check_family, check_files, known_format, own_format, source_problems
+from llmforge.cli.check_labels import find_label_problems
 from llmforge.cli.check_prompts import find_prompt_problems
+from llmforge.cli.check_runs import SeenRuns, look_at_runs
 from llmforge.cli.places import cache_folder
 from llmforge.config.families import find_family, find_refused_family
 from llmforge.config.finding import Finding
@@ -31,17 +33,19 @@ def run_validate(path: str, overrides: Sequence[str], schema_only: bool) -> str:
     if schema_only:
         _refuse(loaded, check_family(loaded.job))
         return describe_job(loaded.job, path)
-    findings = check_files(loaded.job)
+    runs = look_at_runs(loaded.job)
+    findings = [*check_files(loaded.job), *runs.findings]
     special_tokens = imported = None
     try:
         special_tokens = _local_special_tokens(loaded.job)
-        imported = _imported_format(loaded.job)
+        imported = own_format(runs.job) if loaded.job.earlier_runs else _imported_format(loaded.job)
     except (ConfigError, ModelError) as error:
         findings.append(Finding(("model_id",), str(error).removeprefix("model_id: ")))
+    findings += find_label_problems(loaded.job, imported or known_format(loaded.job))
     if imported is not None:
         findings = list(dict.fromkeys([*findings, *find_prompt_problems(loaded.job, imported)]))
     _refuse(loaded, findings)
-    return describe_job(loaded.job, path, imported, special_tokens)
+    return describe_job(loaded.job, path, imported, special_tokens, runs=runs)
 
 
 def load_checked_job(path: str, overrides: Sequence[str] = (), *, with_weights: bool = True) -> JobConfig:
@@ -60,11 +64,12 @@ def describe_job(
     prompt_format: PromptFormat | None = None,
     special_tokens: frozenset[str] | None = None,
     sized: JobConfig | None = None,
+    runs: SeenRuns | None = None,
 ) -> str:
     """A few lines that say what a job would do; what is measured later says so.
 
     `prompt_format` is that of the job once it is resolved, `special_tokens` are those of its tokenizer, `sized` is the
-    job with its measured numbers; None where they are not known yet.
+    job with its measured numbers, `runs` are those that it starts from; None where they are not known yet.
     """
     length = (sized or job).context_length or "measured from the data"
     steps = (sized or job).max_steps or (f"{job.num_epochs} epochs" if job.num_epochs else "measured from the data")
@@ -72,6 +77,7 @@ def describe_job(
         f"{path}: a valid job",
         f"  model          {job.model_id}",
         f"  prompt format  {format_origin(job, is_known=prompt_format is not None)}",
+        *_starts(job, runs),
         f"  method         {_method(job)}",
         f"  train data     {', '.join(source.path for source in job.train_sources)}",
         f"  valid data     {validation_origin(job)}",
@@ -81,20 +87,34 @@ def describe_job(
         f"  output         {job.output_dir}",
     ]
     packages = [problem for problem in map(missing_package, job.loggers) if problem]
-    warnings = [*format_warnings(job, prompt_format, special_tokens), *packages]
+    unseen = () if runs is None else runs.warnings
+    warnings = [*format_warnings(job, prompt_format, special_tokens), *packages, *unseen]
     return "\n".join([*lines, *(f"  warning        {warning}" for warning in warnings)])
+
+
+def _starts(job: JobConfig, runs: SeenRuns | None) -> list[str]:
+    named = [str(reference) for reference in job.earlier_runs.values()]
+    found = named if runs is None else runs.starts or named
+    return [f"  starts from    {', '.join(found)}"] if named else []
 
 
 def _method(job: JobConfig) -> str:
     lora, pairs = job.lora_config, job.preference_tuning_config
     method = f"LoRA, r = {lora.r}, alpha = {lora.lora_alpha}" if lora else "all weights"
-    return method if pairs is None else f"{method}, {pairs.loss} on pairs of a chosen and a rejected answer"
+    if job.labels:
+        return f"{method}, choosing between {', '.join(job.labels)}"
+    if pairs is None:
+        return method
+    rows = "answers that are desirable or not" if job.is_rated else "pairs of a chosen and a rejected answer"
+    return f"{method}, {pairs.loss} on {rows}"
 
 
 def format_origin(job: JobConfig, *, is_known: bool) -> str:
     """Where the prompt format of a submitted job comes from; `is_known`: also where only its tokenizer can say."""
     if own_format(job) is not None:
         return "the job's own"
+    if job.earlier_runs:
+        return f"that of {list(job.earlier_runs.values())[-1]}"
     family = find_family(job.model_id)
     if family is not None:
         return f"{family.name} (known for this model)"
@@ -107,7 +127,7 @@ def format_warnings(
     """What a person should know about the prompt format of a submitted job; the arguments are those of
     `describe_job`.
     """
-    family = None if own_format(job) else find_family(job.model_id)
+    family = None if own_format(job) or job.earlier_runs else find_family(job.model_id)
     used = prompt_format or known_format(job)
     lints = find_lints(used, special_tokens) if used else []
     return [*lints, f"{family.name}: {family.difference}"] if family and family.difference else lints

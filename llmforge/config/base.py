@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, ValidationError
 
 PLAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Text that may be part of a folder's name everywhere."""
@@ -25,6 +25,12 @@ class StrictModel(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where a record that a program has written does not hold what it should, and what is wrong there."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
 
 
 def _check_finite(value: JsonValue) -> JsonValue:

@@ -12,7 +12,15 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from llmforge.config.base import FreeValue, StrictModel
 
 RowFormat = Literal[
-    "auto", "messages", "sharegpt", "instruction", "prompt_completion", "text", "preference", "segments"
+    "auto",
+    "messages",
+    "sharegpt",
+    "instruction",
+    "prompt_completion",
+    "text",
+    "preference",
+    "unpaired_preference",
+    "segments",
 ]
 MixtureStrategy = Literal["all_exhausted", "first_exhausted"]
 Uri = Annotated[str, Field(min_length=1)]
@@ -24,8 +32,8 @@ RoleName = Literal["system", "user", "assistant", "tool"]
 # The names that one format reads from the same object.
 _READ_TOGETHER = (
     ("role", "content", "weight", "train"),
-    ("instruction", "input", "output", "system", "history"),
-    ("prompt", "completion", "system"),
+    ("instruction", "input", "output", "system", "history", "label"),
+    ("prompt", "completion", "system", "label"),
     ("prompt", "chosen", "rejected"),
     ("text", "weight", "train"),
 )
@@ -63,6 +71,8 @@ class ColumnNames(StrictModel):
     """The better answer: a text, a message, or a list of messages. Default: `chosen` or `chosen_messages`."""
     rejected: ColumnName | None = None
     """The worse answer, as `chosen`. Default: `rejected` or `rejected_messages`."""
+    label: ColumnName | None = None
+    """Whether an answer is desirable: true or false. Default: `label` or `kto_tag`."""
     text: ColumnName | None = None
     """Plain text, or that of a segment. Default: `text`."""
     segments: ColumnName | None = None

@@ -46,7 +46,17 @@ class JobConfig(JobKeys):
     @property
     def is_paired(self) -> bool:
         """Whether the rows of a resolved job are pairs of a chosen and a rejected answer."""
-        return self.task == "preference_tuning"
+        return self.task == "preference_tuning" and not self.is_rated
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether every row of a job is one answer that is desirable or not."""
+        return self.preference_tuning_config is not None and self.preference_tuning_config.loss == "kto"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the last answers of rows are, where the job trains a classifier; else empty."""
+        return () if self.classifier_config is None else self.classifier_config.label_tokens
 
     @property
     def prompt_format(self) -> PromptFormat:

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from llmforge.config.base import PLAIN_NAME, FreeValue, StrictModel
 from llmforge.config.prompt_format import GenerationConfig
+from llmforge.config.run_reference import RunReference
 
 LoraInit = Annotated[
     str,
@@ -46,7 +47,12 @@ Weights = Annotated[
     Annotated[Annotated[str, Field(min_length=1)], Tag("uri")] | Annotated[HubModel, Tag("hub")],
     Discriminator(_weights_kind),
 ]
-"""Where weights lie: a local folder or `s3://` uri, or `{repo_id}` on the hub."""
+"""Where weights lie: a local folder, `s3://` uri or `run:NAME`, or `{repo_id}` on the hub."""
+
+
+WeightsKey = Literal["initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path"]
+WEIGHTS_KEYS: tuple[WeightsKey, ...] = ("initial_base_model_ckpt_path", "initial_adapter_model_ckpt_path")
+"""The keys that say what a training starts from: base weights, then the adapter over them."""
 
 
 class LoraConfig(StrictModel):
@@ -136,10 +142,12 @@ class ModelKeys(StrictModel):
     model_id: Annotated[str, Field(min_length=1)]
     """Hugging Face id or local folder: gives architecture, tokenizer and the defaults of the family."""
     initial_base_model_ckpt_path: Weights | None = None
-    """Weights to start from instead (local folder, `s3://` uri or `{repo_id}`); `model_id` still gives architecture and
-    prompt format."""
+    """Weights to start from instead: local folder, `s3://` uri, `{repo_id}`, or `run:NAME`, an earlier run in
+    `output_dir` that trained all weights (its best checkpoint, or `run:NAME@CHECKPOINT`). `model_id` still gives the
+    architecture, and the prompt format unless it is that of a `run:`."""
     initial_adapter_model_ckpt_path: Weights | None = None
-    """LoRA adapter to continue from: local folder, `s3://` uri or `{repo_id}`."""
+    """LoRA adapter to continue from: local folder, `s3://` uri, `{repo_id}`, or `run:NAME`, an earlier run in
+    `output_dir` that trained an adapter. The prompt format and the base weights of a `run:` are taken as well."""
     lora_config: LoraConfig | None = None
     """Train a LoRA adapter. Default: train all weights."""
     quantization: QuantizationConfig | None = None
@@ -160,6 +168,18 @@ class ModelKeys(StrictModel):
     """Fused kernels of the Liger package. Default: off."""
     custom_model_tag: Annotated[str, Field(pattern=PLAIN_NAME, max_length=64, examples=["support-bot"])] | None = None
     """Stands in the default `run_name` instead of the model's name."""
+
+    @property
+    def earlier_runs(self) -> dict[WeightsKey, RunReference]:
+        """The runs that the job starts from, by the keys that name them: base weights first."""
+        found = {key: RunReference.of(getattr(self, key)) for key in WEIGHTS_KEYS}
+        return {key: reference for key, reference in found.items() if reference is not None}
+
+    @field_validator(*WEIGHTS_KEYS)
+    @classmethod
+    def _check_reference(cls, weights: Weights | None) -> Weights | None:
+        RunReference.of(weights)
+        return weights
 
     @field_validator("model_id")
     @classmethod

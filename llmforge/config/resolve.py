@@ -24,7 +24,7 @@ from llmforge.config.memory_plan import GIB
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.config.rules import without_reference_adapter
 from llmforge.config.serving import serving_warnings
-from llmforge.config.training import Adafactor, DeepSpeedFile, PreferenceTuningConfig
+from llmforge.config.training import Adafactor, ClassifierConfig, DeepSpeedFile, PreferenceTuningConfig
 from llmforge.config.zero import choose_zero_stage
 from llmforge.errors import ConfigError, Problem
 
@@ -64,6 +64,7 @@ def resolve_job(job: JobConfig, facts: JobFacts) -> JobConfig:
             "lora_config": _lora_config(job),
             "generation_config": _generation_config(job),
             "preference_tuning_config": _preference_tuning_config(job),
+            "classifier_config": _classifier_config(job),
         }
     )
     for warning in () if job.lora_config is None else serving_warnings(job.lora_config):
@@ -77,7 +78,7 @@ def find_refusal(job: JobConfig) -> Finding | None:
     """Why no prompt format is offered for the model of a job that gives none; None where there is no such reason."""
     own_format = job.generation_config is not None and job.generation_config.prompt_format is not None
     refused = find_refused_family(job.model_id)
-    if refused is None or own_format:
+    if refused is None or own_format or job.earlier_runs:
         return None
     return Finding(
         ("model_id",),
@@ -216,6 +217,20 @@ def _preference_tuning_config(job: JobConfig) -> PreferenceTuningConfig | None:
     return config.model_copy(update=update)
 
 
+def _classifier_config(job: JobConfig) -> ClassifierConfig | None:
+    config = job.classifier_config
+    if config is None:
+        return None
+    if job.valid_path is None and job.dataset.valid_fraction is None:
+        _LOG.info("classifier: there is no validation data to measure temperature and threshold on; both stay as given")
+    if len(config.label_tokens) > 2:
+        return config
+    positive = config.positive_label or config.label_tokens[-1]
+    if config.positive_label is None:
+        _LOG.info("classifier_config.positive_label: %s, the last of two", positive)
+    return config.model_copy(update={"positive_label": positive})
+
+
 def _learning_rate(job: JobConfig) -> float:
     rate, method = (1e-4, "with") if job.method == "lora" else (1e-5, "without")
     _LOG.info("learning_rate: %g, the default %s lora_config", rate, method)
@@ -233,6 +248,8 @@ def _lora_config(job: JobConfig) -> Any:
 def _generation_config(job: JobConfig) -> GenerationConfig:
     """The job's, completed by the family's format; the family's stop tokens belong to its format."""
     config = job.generation_config or GenerationConfig()
+    if job.classifier_config is not None and "max_tokens" not in config.model_fields_set:
+        config = config.model_copy(update={"max_tokens": 1})  # a classifier answers with its label
     family = find_family(job.model_id)
     stops: tuple[str, ...] = ()
     if config.prompt_format is None and family is not None:

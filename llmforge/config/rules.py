@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
+from llmforge.config.classifier_rules import find_classification_problems, find_label_problems
 from llmforge.config.finding import Finding
 from llmforge.config.keys import JobKeys
 
 _KEYS_OF_LOSSES = {
     "label_smoothing": ("dpo",),
     "gamma": ("simpo",),
-    "reference": ("dpo", "ipo"),
-    "logprob_processor_scaling_config": ("dpo", "ipo"),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+    "reference": ("dpo", "ipo", "kto"),
+    "logprob_processor_scaling_config": ("dpo", "ipo", "kto"),
 }
 _IMPLIED_TASK = {"classifier_config": "classification", "preference_tuning_config": "preference_tuning"}
 
@@ -269,6 +272,8 @@ RULES: tuple[Rule, ...] = (
     Rule(("task", "classifier_config", "preference_tuning_config"), _task),
     Rule(("preference_tuning_config", "lora_config", "initial_adapter_model_ckpt_path"), _preference),
     Rule(("preference_tuning_config", "dataset"), _preference_rows),
+    Rule(("classifier_config",), find_label_problems),
+    Rule(("classifier_config", "dataset", "valid_path"), find_classification_problems),
     Rule(("task", "dataset"), _trained_turns),
     Rule(("valid_path", "dataset", "early_stopping", "eval_first", "evaluation"), _validation_data),
     Rule(("valid_path",), _mixture),

@@ -24,7 +24,7 @@ def vllm_rank(rank: int) -> int | None:
 
 def unservable_choices(lora: LoraConfig) -> list[str]:
     """What of it an adapter must not have that is served beside its base; empty where it can be."""
-    embeddings = [name for name in _EMBEDDINGS if _targets(lora, name)]
+    embeddings = [name for name in _EMBEDDINGS if is_targeted(lora, name)]
     costs = {
         f"{' and '.join(embeddings)} in target_modules": bool(embeddings),
         f"modules_to_save ({', '.join(lora.modules_to_save or ())})": bool(lora.modules_to_save),
@@ -51,7 +51,8 @@ def serving_warnings(lora: LoraConfig) -> list[str]:
     return warnings
 
 
-def _targets(lora: LoraConfig, name: str) -> bool:
+def is_targeted(lora: LoraConfig, name: str) -> bool:
+    """Whether the adapter changes the layers that are called so."""
     targets = lora.target_modules
     if isinstance(targets, str):
         return targets != "all-linear" and re.fullmatch(targets, name) is not None

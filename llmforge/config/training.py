@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag
 
 from llmforge.config.base import FreeValue, StrictModel
 
+LabelMetric = Literal["accuracy", "f1", "prauc"]
 Task = Literal["instruction_tuning", "causal_lm", "classification", "preference_tuning"]
 AtLeastOne = Annotated[int, Field(ge=1)]
 WeightDecay = Annotated[float, Field(ge=0, le=1)]
@@ -143,24 +144,31 @@ class LogprobScaling(StrictModel):
 
 
 class PreferenceTuningConfig(StrictModel):
-    """Learning from pairs of a chosen and a rejected answer."""
+    """Learning from pairs of a chosen and a rejected answer, or with kto from single answers, good and bad ones."""
 
     loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = "dpo"
     """Loss function; simpo and orpo need no reference model."""
     beta: Annotated[float, Field(gt=0)] | None = None
     """How much the loss makes of a difference: with dpo and ipo the strength of the pull towards the reference model,
-    with orpo the weight of the odds ratio. Default: 0.1; 2 with simpo."""
+    with orpo the weight of the odds ratio, with kto how fast an answer is good or bad enough. Default: 0.1; 2 with
+    simpo."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """With dpo: the share of the pairs that is taken to be labelled the wrong way round."""
     gamma: Annotated[float, Field(ge=0)] | None = None
     """With simpo: by how much the reward of the chosen answer is to be higher. Default: 1."""
+    desirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """With kto: factor of the loss of desirable answers. Together with their number it should outweigh that of the
+    undesirable ones by 1 to 4/3."""
+    undesirable_weight: Annotated[float, Field(gt=0)] = 1.0
+    """With kto: factor of the loss of undesirable answers."""
     reference: Literal["auto", "adapter_off", "precomputed"] = "auto"
     """Where the reference model's log-probabilities come from: from the base model in every step, by switching the
     adapter off, or from a frozen model, once, before the training. Default: `adapter_off` for a fresh adapter, unless
     `logprob_processor_scaling_config` is given; else `precomputed`."""
     best_by: Literal["loss", "accuracy"] = "loss"
     """Which evaluation is the best: the one with the lowest loss, or with the largest share of pairs whose chosen
-    answer has the higher reward. Decides which checkpoints are kept, and when `early_stopping` ends the run."""
+    answer has the higher reward (with kto, of answers whose reward is on the right side). Decides which checkpoints are
+    kept, and when `early_stopping` ends the run."""
     logprob_processor_scaling_config: LogprobScaling | None = None
     """Workers of their own for the reference model, which compute its log-probabilities before the training."""
 
@@ -174,9 +182,22 @@ class ClassifierConfig(StrictModel):
     """Choosing one of several labels."""
 
     label_tokens: Annotated[tuple[str, ...], Field(min_length=2)]
-    """Texts of the labels, one token each."""
-    eval_metrics: tuple[Literal["prauc", "accuracy", "f1"], ...] = ("accuracy",)
-    """Metrics on the label distribution."""
+    """Texts of the labels, what the last answer of a row consists of. One that is several tokens behind the prompt is
+    added to the tokenizer."""
+    positive_label: str | None = None
+    """Of two labels the one that is looked for, to which `threshold`, `f1` and `prauc` refer. Default: the last."""
+    eval_metrics: Annotated[tuple[LabelMetric, ...], Field(min_length=1)] = ("accuracy", "f1", "prauc")
+    """What is measured on the validation data; `prauc` is the area under the curve of precision over recall. Of more
+    than two labels `f1` and `prauc` are the mean over the labels, each against the rest."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = 0.5
+    """Of two labels, decide for the positive one from this probability on; `auto` takes the one with the highest F1 on
+    the validation data."""
+    calibrate: bool = True
+    """Divide logits by a temperature, measured on the validation data, so that probabilities come true as often as they
+    say (Guo et al. 2017)."""
+    best_by: Literal["loss"] | LabelMetric = "loss"
+    """Which evaluation is the best: the one with the lowest loss, or with the highest value of a metric. Decides which
+    checkpoints are kept, and when `early_stopping` ends the run."""
 
 
 class TrainingKeys(StrictModel):
@@ -219,13 +240,14 @@ class TrainingKeys(StrictModel):
     checkpoint_and_evaluation_frequency: CheckpointFrequency = CheckpointFrequency()
     """How often the model is evaluated and saved."""
     num_checkpoints_to_keep: AtLeastOne = 1
-    """Keep this many checkpoints, the best by validation loss (or `preference_tuning_config.best_by`); the latest is
-    never deleted."""
+    """Keep this many checkpoints, the best by validation loss (or by what `best_by` of the task's section names); the
+    latest is never deleted."""
     eval_first: bool = False
     """Evaluate before the first step."""
     early_stopping: EarlyStopping | None = None
     """End the run when the validation loss no longer falls. Default: off."""
     preference_tuning_config: PreferenceTuningConfig | None = None
-    """Learn from pairs of a chosen and a rejected answer; implies `task: preference_tuning`."""
+    """Learn from pairs of a chosen and a rejected answer, or from good and bad ones; implies
+    `task: preference_tuning`."""
     classifier_config: ClassifierConfig | None = None
     """Learn to choose a label; implies `task: classification`."""

@@ -23,10 +23,6 @@ class _Missing:
     """What works today."""
 
 
-def _given(value: Any) -> bool:
-    return value is not None and value is not False
-
-
 def _other_than(*supported: Any) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value not in supported
 
@@ -50,12 +46,7 @@ def _source_rows(key: str) -> tuple[_Missing, ...]:
     )
 
 
-_TASKS = ("instruction_tuning", "causal_lm", "preference_tuning")
-_LOSSES = ("dpo", "ipo", "simpo", "orpo")
 _TABLE: tuple[_Missing, ...] = (
-    _Missing(("task",), _other_than(*_TASKS), f"allowed for now: {', '.join(_TASKS)}"),
-    _Missing(("preference_tuning_config", "loss"), _other_than(*_LOSSES), f"allowed for now: {', '.join(_LOSSES)}"),
-    _Missing(("classifier_config",), _given, "remove it"),
     *_source_rows("train_path"),
     *_source_rows("valid_path"),
     _Missing(("embedding_scaling_technique",), _other_than("none"), "choose a context_length the model has"),

@@ -20,7 +20,7 @@ from llmforge.dataset.example_table import EXAMPLE_SCHEMA
 from llmforge.dataset.stats import CheckTotals
 from llmforge.dataset.unused import DUPLICATE, NO_TRAINED_TOKEN, UnusedRow, UnusedRows
 
-PLACE_COLUMNS = ("uri", "line", "source", "is_validation", "is_windowed", "first_length")
+PLACE_COLUMNS = ("uri", "line", "source", "is_validation", "is_windowed", "first_length", "is_desirable")
 PLACE_SCHEMA = pa.schema([EXAMPLE_SCHEMA.field(name) for name in PLACE_COLUMNS]).append(pa.field("length", pa.int64()))
 TOKEN_COLUMNS = {"input_ids": np.dtype(np.int32), "weights": np.dtype(np.float32)}
 
@@ -35,12 +35,16 @@ class Pieces:
     """First token of each, counted from the first of its example."""
     lengths: NDArray[np.int64]
     """In tokens."""
+    goes_on: NDArray[np.bool_] | None = None
+    """Whether each belongs to the same conversation as the one before it, and may then be empty; None where none does.
+    """
 
     def __len__(self) -> int:
         return len(self.indexes)
 
     def __getitem__(self, place: NDArray[np.int64] | slice) -> "Pieces":
-        return Pieces(self.indexes[place], self.starts[place], self.lengths[place])
+        goes_on = None if self.goes_on is None else self.goes_on[place]
+        return Pieces(self.indexes[place], self.starts[place], self.lengths[place], goes_on)
 
 
 class Examples:
@@ -53,7 +57,10 @@ class Examples:
         first_lengths = self._places["first_length"]
         self._first_lengths: NDArray[np.int64] = first_lengths.fill_null(0).to_numpy().astype(np.int64)
         self.num_members = 2 if first_lengths.null_count < len(first_lengths) else 1
-        """Conversations of each: 2 where the rows are pairs."""
+        """Conversations of each: 2 where the rows are pairs, or rated and get a mismatched one."""
+        labels = self._places["is_desirable"]
+        self.are_desirable: NDArray[np.bool_] | None = labels.to_numpy() if labels.null_count < len(labels) else None
+        """Of rated rows what their labels say; shape (examples,)."""
         self.sources: NDArray[np.int32] = self._places["source"].to_numpy()
         """Shape (examples,): the number of the source that each comes from."""
         self.is_validation: NDArray[np.bool_] = self._places["is_validation"].to_numpy()
@@ -67,13 +74,20 @@ class Examples:
         )
 
     @property
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """Of rated rows, the tokens before the answer; shape (examples,)."""
+        return self._first_lengths
+
+    @property
     def longest_members(self) -> NDArray[np.int64]:
-        """Lengths of the longer conversation of each; shape (examples,)."""
+        """Lengths of the longer conversation of each, of a rated row those of its own; shape (examples,)."""
+        if self.are_desirable is not None:
+            return self.lengths
         longest: NDArray[np.int64] = np.maximum(self._first_lengths, self.lengths - self._first_lengths)
         return longest
 
     def members(self, pieces: "Pieces") -> "Pieces":
-        """The single conversations of whole examples."""
+        """The single conversations of whole examples, none of them rated."""
         if self.num_members == 1:
             return pieces
         first = self._first_lengths[pieces.indexes]
@@ -87,9 +101,25 @@ class Examples:
         """Parts of examples as examples of their own: the first token of each carries no loss."""
         starts, lengths = self._starts[pieces.indexes] + pieces.starts, pieces.lengths
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        begins = offsets[:-1] if pieces.goes_on is None else offsets[:-1][~pieces.goes_on]
         weights = gather(self._weights, starts, lengths)
-        weights[offsets[:-1]] = 0
-        return ExampleBatch(gather(self._input_ids, starts, lengths), weights, offsets)
+        weights[begins] = 0
+        return ExampleBatch(gather(self._input_ids, starts, lengths), weights, np.append(begins, offsets[-1:]))
+
+    def are_equal(self, pieces: "Pieces", others: "Pieces") -> NDArray[np.bool_]:
+        """Whether parts have the same tokens as others; shape (pieces,)."""
+        equal: NDArray[np.bool_] = pieces.lengths == others.lengths
+        starts = [(self._starts[part.indexes] + part.starts).tolist() for part in (pieces, others)]
+        for place in np.flatnonzero(equal).tolist():
+            length = pieces.lengths[place]
+            one, other = (self._input_ids[start[place] : start[place] + length] for start in starts)
+            equal[place] = np.array_equal(one, other)
+        return equal
+
+    def last_ids(self, pieces: Pieces) -> NDArray[np.int32]:
+        """The last token of each; shape (pieces,)."""
+        last: NDArray[np.int32] = self._input_ids[self._starts[pieces.indexes] + pieces.starts + pieces.lengths - 1]
+        return last
 
     def places(self, indexes: NDArray[np.int64]) -> list[tuple[str, int]]:
         """URI and line of examples."""

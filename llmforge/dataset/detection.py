@@ -34,11 +34,12 @@ from llmforge.errors import DataError
 
 _FORMATS = tuple(row_format for row_format in get_args(RowFormat) if row_format != "auto")
 _READ_BY: dict[str, tuple[RowFormat, ...]] = {
-    **dict.fromkeys(("messages", "role", "content"), ("messages", "sharegpt")),
-    **dict.fromkeys(("instruction", "input", "history"), ("instruction", "preference")),
-    "output": ("instruction",),
-    "prompt": ("prompt_completion", "preference"),
-    "completion": ("prompt_completion",),
+    **dict.fromkeys(("messages", "role", "content"), ("messages", "sharegpt", "unpaired_preference")),
+    **dict.fromkeys(("instruction", "input", "history"), ("instruction", "preference", "unpaired_preference")),
+    "output": ("instruction", "unpaired_preference"),
+    "prompt": ("prompt_completion", "preference", "unpaired_preference"),
+    "completion": ("prompt_completion", "unpaired_preference"),
+    "label": ("unpaired_preference",),
     **dict.fromkeys(("chosen", "rejected"), ("preference",)),
     "text": ("text", "segments"),
     "segments": ("segments",),
@@ -68,14 +69,16 @@ _Signs = dict[RowFormat, _Sign]
 _Find = Callable[[Row, DatasetConfig], _Sign | None]
 
 
-def detect_format(records: Sequence[Record], dataset: DatasetConfig) -> DetectedFormat:
-    """The format that fits all rows, or the most of them where some are bad.
+def detect_format(records: Sequence[Record], dataset: DatasetConfig, *, rated: bool = False) -> DetectedFormat:
+    """The format that fits all rows, or the most of them where some are bad. Labels count only where answers are to be
+    `rated`; elsewhere they are the user's own.
 
     Records that are no JSON objects are passed over. Raises `DataError` where there are no others, where no format
     fits, and where several fit and it matters which is taken.
     """
     rows = _decoded(records)
-    signs = [found for found in (_find(row, dataset, _SIGNS) for row in rows) if found]
+    kinds_of_signs = {**_SIGNS, "unpaired_preference": _unpaired} if rated else _SIGNS
+    signs = [found for found in (_find(row, dataset, kinds_of_signs) for row in rows) if found]
     signs = signs or [found for found in (_find(row, dataset, _FAINT_SIGNS) for row in rows) if found]
     if not signs:
         raise DataError(_nothing_fits(rows, dataset))
@@ -163,6 +166,16 @@ def _segments(row: Row, dataset: DatasetConfig) -> _Sign | None:
     return _Sign((column,), f"`{column}` is a list of {{{text}, {loss}}}") if text is not None and loss else None
 
 
+def _unpaired(row: Row, dataset: DatasetConfig) -> _Sign | None:
+    """A label beside anything that holds a conversation."""
+    label = _columns("label", kinds=(bool, int, float))(row, dataset)
+    forms = (_SIGNS[row_format](row, dataset) for row_format in ("prompt_completion", "instruction", "sharegpt"))
+    form = next((sign for sign in forms if sign is not None), None)
+    if label is None or form is None:
+        return None
+    return _Sign((*label.columns, *form.columns), f"{label.found} beside {form.found}")
+
+
 def _list_named(*names: str) -> _Find:
     """A list in a column that is known for messages, whatever is in it."""
 
@@ -201,8 +214,8 @@ def _best(fitting: list[RowFormat], counts: Counter[RowFormat]) -> list[RowForma
 
 
 def _choose(best: list[RowFormat], signs: Sequence[_Signs]) -> RowFormat | None:
-    """The one to take, if it is clear: pairs, then messages, whose other columns are the user's own."""
-    for row_format in ("preference", "messages"):
+    """The one to take, if it is clear: pairs, then labels, then messages, whose other columns are the user's own."""
+    for row_format in ("preference", "unpaired_preference", "messages"):
         if row_format in best:
             return row_format
     if "sharegpt" in best:
@@ -213,7 +226,7 @@ def _choose(best: list[RowFormat], signs: Sequence[_Signs]) -> RowFormat | None:
 
 def _passed_over(chosen: RowFormat, fitting: Sequence[RowFormat], signs: Sequence[_Signs]) -> str:
     """The formats that would read other columns of the same rows, for people."""
-    if chosen == "preference":  # what the answers reply to may look like a format of its own
+    if chosen in ("preference", "unpaired_preference"):  # what the answers reply to may look like a format of its own
         return ""
     taken = {column for found in signs if chosen in found for column in found[chosen].columns}
     others = [

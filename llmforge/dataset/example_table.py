@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from llmforge.dataset.example import ExampleBatch
 from llmforge.dataset.row_encoder import EncodedRows
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -30,11 +29,13 @@ EXAMPLE_SCHEMA = pa.schema(
         ("is_windowed", pa.bool_()),
         ("digest", pa.binary()),
         ("first_length", pa.int64()),
+        ("is_desirable", pa.bool_()),
     ]
 )
 """`source`: its number among those of the job. `reason`: why a row is refused. `weights`: of the loss at every
 position, as in `ExampleBatch`; `num_trained`: how many of them are not 0. Then four that are those of `EncodedRows`.
-`digest`: of tokens and weights, where the job drops duplicates. `first_length`: of a pair, as in `EncodedRows`."""
+`digest`: of tokens, weights and label, where the job drops duplicates. `first_length`: of a pair or a rated row, as in
+`EncodedRows`; `is_desirable`: the label of the latter."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def example_table(
     examples = encoded.examples
     offsets = pa.array(examples.offsets, pa.int32())
     count = len(places.lines)
-    paired = encoded.first_lengths is not None
+    firsts, labels = encoded.first_lengths, encoded.are_desirable
     return pa.table(
         [
             pa.array([places.uri] * count, pa.string()),
@@ -68,8 +69,9 @@ def example_table(
             pa.array(encoded.straddled, pa.bool_()),
             pa.array(encoded.ends_with_terminator, pa.bool_()),
             pa.array(encoded.is_windowed, pa.bool_()),
-            pa.array(_digests(examples), pa.binary()) if with_digests else pa.nulls(count, pa.binary()),
-            pa.array(encoded.first_lengths, pa.int64()) if paired else pa.nulls(count, pa.int64()),
+            pa.array(_digests(encoded), pa.binary()) if with_digests else pa.nulls(count, pa.binary()),
+            pa.nulls(count, pa.int64()) if firsts is None else pa.array(firsts, pa.int64()),
+            pa.nulls(count, pa.bool_()) if labels is None else pa.array(labels, pa.bool_()),
         ],
         schema=EXAMPLE_SCHEMA,
     )
@@ -82,12 +84,14 @@ def refused_table(places: Places, reasons: Sequence[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA)
 
 
-def _digests(examples: ExampleBatch) -> list[bytes]:
-    """What tells examples apart: the same tokens with the same loss are the same example."""
+def _digests(encoded: EncodedRows) -> list[bytes]:
+    """What tells examples apart: the same tokens with the same loss and label are the same example."""
+    examples, labels = encoded.examples, encoded.are_desirable
     buffers = [values.view(np.uint8).data for values in (examples.input_ids, examples.weights)]
+    keys = [b""] * len(examples) if labels is None else [b"desirable" if label else b"not" for label in labels]
     digests = []
-    for begin, end in pairwise((4 * examples.offsets).tolist()):
-        digest = blake2b(digest_size=16)
+    for key, (begin, end) in zip(keys, pairwise((4 * examples.offsets).tolist()), strict=True):
+        digest = blake2b(digest_size=16, key=key)
         for buffer in buffers:  # of four bytes a token each, so both have the same length
             digest.update(buffer[begin:end])
         digests.append(digest.digest())

@@ -7,6 +7,7 @@ from llmforge.metrics.data_facts import DataFacts, LengthBin, Lengths, RowCount,
 from llmforge.storage.base import join_uri
 
 PAIRS = "a row is a pair: two examples, the chosen and the rejected conversation, in the same sequence"
+RATED = "a row is an answer: two examples, its conversation and a mismatched one, whose tokens are not trained; "
 
 
 def data_facts(stats: DatasetStats, uri: str) -> DataFacts:
@@ -27,8 +28,21 @@ def data_facts(stats: DatasetStats, uri: str) -> DataFacts:
             [LengthBin(found.shortest, found.longest, found.count) for found in stats.length_histogram],
             stats.context_length,
         ),
-        notes=[*([PAIRS] if stats.is_paired else []), stats.checks.describe()],
+        notes=[*([PAIRS] if stats.is_paired else []), *_rated(stats), *_labels(stats), stats.describe_checks()],
     )
+
+
+def _labels(stats: DatasetStats) -> list[str]:
+    splits = (("training", stats.train), ("validation", stats.valid))
+    counted = [(name, split.labels) for name, split in splits if split is not None and split.labels]
+    return [
+        f"{name} rows by label: {', '.join(f'{label} {count:,}' for label, count in labels.items())}"
+        for name, labels in counted
+    ]
+
+
+def _rated(stats: DatasetStats) -> list[str]:
+    return [] if stats.train.rated is None else [f"{RATED}training: {stats.train.rated.describe()}"]
 
 
 def _rows(stats: DatasetStats) -> list[RowCount]:

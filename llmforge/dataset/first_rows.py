@@ -1,6 +1,6 @@
 """The first rows of a job's training data, read one by one: for people to look at, and to prove things on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -8,7 +8,8 @@ from pathlib import Path
 from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.job_sources import JobSource, training_sources, with_format
-from llmforge.dataset.rows import parse_pair, parse_row
+from llmforge.dataset.labels import labelled
+from llmforge.dataset.rows import parse_pair, parse_rated, parse_row
 from llmforge.dataset.sources import first_lines
 from llmforge.errors import DataError
 from llmforge.prompt.document import TrainingRow
@@ -27,6 +28,8 @@ class FirstRow:
     problem: str | None
     rejected: TrainingRow | None = None
     """Of a pair, the other conversation."""
+    is_desirable: bool | None = None
+    """Of a single answer that is rated, what its label says."""
 
     @property
     def place(self) -> str:
@@ -39,26 +42,42 @@ def first_rows(job: JobConfig, prompt_format: PromptFormat, cache_folder: Path) 
 
     Raises `DataError` for a missing file.
     """
-    sources = (with_format(source, job.task, cache_folder) for source in training_sources(job))
-    return read_rows(sources, prompt_format, cache_folder, of_pairs=job.is_paired)
+    sources = (with_format(source, job.task, cache_folder, rated=job.is_rated) for source in training_sources(job))
+    return read_rows(
+        sources,
+        prompt_format,
+        cache_folder,
+        of_pairs=job.is_paired,
+        rated=job.is_rated,
+        labels=job.labels,
+    )
 
 
 def read_rows(
-    sources: Iterable[JobSource], prompt_format: PromptFormat, cache_folder: Path, *, of_pairs: bool = False
+    sources: Iterable[JobSource],
+    prompt_format: PromptFormat,
+    cache_folder: Path,
+    *,
+    of_pairs: bool = False,
+    rated: bool = False,
+    labels: Sequence[str] = (),
 ) -> Iterator[FirstRow]:
     """The rows of sources whose formats are known."""
     records = ((source.dataset, *record) for source in sources for record in first_lines(source.uris, cache_folder))
     for number, (dataset, uri, line, record) in enumerate(records, start=1):
         try:
-            parsed, rejected = (
-                parse_pair(record, prompt_format, dataset)
-                if of_pairs
-                else (parse_row(record, prompt_format, dataset), None)
-            )
+            if of_pairs or (rated and dataset.format == "preference"):
+                parsed, rejected = parse_pair(record, prompt_format, dataset)
+                row = FirstRow(number, uri, line, parsed, None, rejected)
+            elif rated:
+                (answer,) = parse_rated(record, prompt_format, dataset)
+                row = FirstRow(number, uri, line, answer.conversation, None, is_desirable=answer.is_desirable)
+            else:
+                row = FirstRow(number, uri, line, labelled(parse_row(record, prompt_format, dataset), labels), None)
         except DataError as error:
             yield FirstRow(number, uri, line, None, str(error))
         else:
-            yield FirstRow(number, uri, line, parsed, None, rejected)
+            yield row
 
 
 def parsed_rows(rows: Iterable[FirstRow], count: int) -> list[TrainingRow]:

@@ -21,9 +21,14 @@ NUM_COMPARED_ROWS = 32
 
 
 def needs_import(job: JobConfig) -> bool:
-    """Whether a job's format can come only from its tokenizer."""
+    """Whether a job's format can come only from its tokenizer; that of a job which names a run is the run's."""
     own = job.generation_config is not None and job.generation_config.prompt_format is not None
-    return not own and find_family(job.model_id) is None and find_refused_family(job.model_id) is None
+    return (
+        not own
+        and not job.earlier_runs
+        and find_family(job.model_id) is None
+        and find_refused_family(job.model_id) is None
+    )
 
 
 def with_imported_format(job: JobConfig, template: TokenizerTemplate | None, cache_folder: Path) -> JobConfig:

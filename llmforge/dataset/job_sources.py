@@ -67,8 +67,8 @@ def training_sources(job: JobConfig) -> list[JobSource]:
     return [_list_source(source, job, is_validation=False) for source in job.train_sources]
 
 
-def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobSource:
-    """The same source, its format looked up in the first rows if it is open.
+def with_format(source: JobSource, task: str | None, cache_folder: Path, *, rated: bool = False) -> JobSource:
+    """The same source, its format looked up in the first rows if it is open. `rated`: its answers are desirable or not.
 
     Raises `DataError` where it cannot be told, and where the task cannot be trained on it.
     """
@@ -77,15 +77,16 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
         if not records:
             raise DataError(f"{source.path}: {NO_ROWS}")
         try:
-            detected = detect_format(records, source.dataset)
+            detected = detect_format(records, source.dataset, rated=rated)
         except DataError as error:
             raise DataError(f"{source.path}: {error}") from error
         dataset = source.dataset.model_copy(update={"format": detected.format})
         source = replace(source, dataset=dataset, evidence=detected.evidence)
-    if task == "preference_tuning" and source.row_format != "preference":
+    _check_compared(source, task, rated)
+    if task == "classification" and source.row_format in ("text", "segments"):
         raise DataError(
-            f"{source.path}: rows of the format {source.row_format}, but task is {task}, which learns from rows with a "
-            "chosen and a rejected answer (format: preference); give such rows, or remove preference_tuning_config"
+            f"{source.path}: rows of the format {source.row_format}, but task is {task}, which learns from the last "
+            "answer of a conversation; give rows of messages, or of a prompt and its label, or remove classifier_config"
         )
     if source.row_format == "text" and task != "causal_lm":
         raise DataError(
@@ -93,6 +94,26 @@ def with_format(source: JobSource, task: str | None, cache_folder: Path) -> JobS
             "set task: causal_lm to train every token"
         )
     return source
+
+
+def _check_compared(source: JobSource, task: str | None, rated: bool) -> None:
+    """Whether the rows hold what answers are compared by, where they are, and no label that would have no effect."""
+    found = f"{source.path}: rows of the format {source.row_format}, but"
+    pairs = "rows with a chosen and a rejected answer (format: preference)"
+    if rated and source.row_format not in ("preference", "unpaired_preference"):
+        raise DataError(
+            f"{found} preference_tuning_config.loss is kto, which learns from rows with an answer and a label (format: "
+            f"unpaired_preference) or from {pairs}; give such rows, or remove preference_tuning_config"
+        )
+    if not rated and task == "preference_tuning" and source.row_format != "preference":
+        raise DataError(
+            f"{found} task is {task}, which learns from {pairs}; give such rows, or remove preference_tuning_config"
+        )
+    if not rated and source.row_format == "unpaired_preference":
+        raise DataError(
+            f"{found} task is {task}, which would train the undesirable answers as well; set "
+            "preference_tuning_config.loss: kto, or take out these rows and set the format of what is left"
+        )
 
 
 def log_formats(sources: Sequence[JobSource]) -> None:

@@ -26,6 +26,7 @@ COLUMNS = {
     "completion": ("completion", "response"),
     "chosen": ("chosen", "chosen_messages"),
     "rejected": ("rejected", "rejected_messages"),
+    "label": ("label", "kto_tag"),
     "text": ("text",),
     "segments": ("segments",),
 }
@@ -75,6 +76,10 @@ def needs(row_format: RowFormat, columns: ColumnNames | None) -> str:
         "instruction": f"texts in {names['instruction']} and {names['output']}",
         "prompt_completion": f"{names['prompt']} and {names['completion']}, each a text or a list of messages",
         "preference": f"{names['chosen']} and {names['rejected']}, behind a {names['prompt']} unless they hold it",
+        "unpaired_preference": (
+            f"{names['label']}: true or false, beside {names['prompt']} and {names['completion']}, "
+            f"{names['instruction']} and {names['output']}, or a list of messages"
+        ),
         "text": f"a text in {names['text']}",
         "segments": f"a list {names['segments']} of {{text, train}}",
     }[row_format]

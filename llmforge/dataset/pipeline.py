@@ -20,6 +20,7 @@ from llmforge.config.job import JobConfig
 from llmforge.config.sizing import measured_context_length
 from llmforge.dataset.collector import Collected, ExampleCollector, Examples
 from llmforge.dataset.job_sources import NO_ROWS, JobSource, log_formats, with_format
+from llmforge.dataset.labels import count_labels, find_label_tokens
 from llmforge.dataset.mixture import mix
 from llmforge.dataset.prepared import (
     DATA_FOLDER,
@@ -35,7 +36,7 @@ from llmforge.dataset.shards import Split
 from llmforge.dataset.sources import plan_blocks
 from llmforge.dataset.stage import SourceBlock, StageSettings, start_proof, tokenized_tables
 from llmforge.dataset.stats import DatasetStats, SplitStats, length_histogram, summarise_lengths
-from llmforge.dataset.tokenize import TokenizerText
+from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.dataset.unused import INVALID, UnusedRow, as_jsonl, list_rows
 from llmforge.errors import DataError
 from llmforge.storage.base import Storage, join_uri, write_bytes
@@ -76,7 +77,7 @@ def make_prepared(
 ) -> PreparedDataset:
     """As `prepare`, where nothing of this name was found."""
     job = inputs.job
-    sources = [with_format(source, job.task, cache_folder) for source in inputs.sources]
+    sources = [with_format(source, job.task, cache_folder, rated=job.is_rated) for source in inputs.sources]
     log_formats(sources)
     settings = StageSettings(
         job.model_dump_json(),
@@ -186,6 +187,9 @@ def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> Datase
     examples = Examples(collected.folder)
     lengths = summarise_lengths(examples.longest_members)
     context_length = job.context_length or measured_context_length(lengths.p95, inputs.model_context_length)[0]
+    label_ids: tuple[int, ...] = ()
+    if job.labels:
+        label_ids = find_label_tokens(job.labels, job.prompt_format, SegmentTokenizer(inputs.tokenizer.json))
     stats: dict[Split, SplitStats] = {}
     num_truncated = 0
     has_validation = bool(job.valid_sources) or job.dataset.valid_fraction is not None
@@ -199,8 +203,11 @@ def _assemble(inputs: StageInputs, collected: Collected, folder: Path) -> Datase
             job.dataset.over_length,
             collected.unused,
             partial(_mix, job, sources) if is_mixed else None,
+            job.seed,
         )
-        stats[split] = write_selection(selection, bool(job.packing), folder)
+        found = write_selection(selection, bool(job.packing), folder)
+        labels = count_labels(examples.last_ids(selection.pieces), job.labels, label_ids)
+        stats[split] = found.model_copy(update={"labels": labels})
         num_truncated += selection.num_truncated
     _warn_of_few_trained_tokens(job, stats["train"])
     return DatasetStats(

@@ -33,7 +33,7 @@ from llmforge.storage.types import DamagedError
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 """Raised whenever the same inputs would give other samples or other statistics."""
 
 DATA_FOLDER = "data"
@@ -143,7 +143,8 @@ def read_inputs(
     """
     sources = tuple(list_sources(job))
     versions = {uri: file_version(uri) for source in sources for uri in source.uris}
-    is_drawn = job.dataset.valid_fraction is not None or any(source.weight is not None for source in sources)
+    is_mixed = any(source.weight is not None for source in sources)
+    is_drawn = job.dataset.valid_fraction is not None or is_mixed or job.is_rated
     decides = {
         "stage": STAGE_VERSION,
         "sources": [_identity(source, cache_folder) for source in sources],
@@ -151,10 +152,12 @@ def read_inputs(
         "tokenizer": hashlib.sha256(tokenizer.json.encode()).hexdigest(),
         "eos_token": tokenizer.eos_token,
         "task": job.task,
+        "is_rated": job.is_rated,
         "packing": job.packing,
         "context_length": job.context_length or f"measured, at most {model_context_length}",
         "dataset": job.dataset.model_dump(mode="json", exclude={"shuffle", "min_trained_share"}),
         "seed": job.seed if is_drawn else None,
+        **({"labels": job.labels} if job.labels else {}),
     }
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     return StageInputs(job, tokenizer, model_context_length, sources, versions, name)

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from llmforge.config.job import JobConfig
 from llmforge.dataset.example import IGNORED_LABEL, Example
 from llmforge.dataset.first_rows import FirstRow, first_rows
+from llmforge.dataset.labels import find_label_tokens, with_labels_checked
 from llmforge.dataset.pairs import pair_up
+from llmforge.dataset.rated import rate
 from llmforge.dataset.row_encoder import EncodedRows, job_encoder
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.document import Document, TrainingRow
@@ -84,12 +86,16 @@ class PreviewRow:
     problem: str | None
     rejected: EncodedRow | None = None
     """Of a pair, the other conversation."""
+    is_desirable: bool | None = None
+    """Of a single answer that is rated, what its label says."""
 
     @property
     def conversations(self) -> list[tuple[str, EncodedRow]]:
         """(place, what is there): one, or of a pair both; none where the row is refused."""
         if self.encoded is None:
             return []
+        if self.is_desirable is not None:
+            return [(f"{self.place}, {'desirable' if self.is_desirable else 'undesirable'}", self.encoded)]
         if self.rejected is None:
             return [(self.place, self.encoded)]
         return [(f"{self.place}, chosen", self.encoded), (f"{self.place}, rejected", self.rejected)]
@@ -109,17 +115,24 @@ class _Previewer:
         self._tokenizer = SegmentTokenizer(tokenizer.json)
         self._decoder = Tokenizer.from_str(tokenizer.json)
         self._encoder = job_encoder(job, tokenizer.eos_token, self._tokenizer)
+        self._label_ids = find_label_tokens(job.labels, job.prompt_format, self._tokenizer)
 
     def row(self, row: FirstRow) -> PreviewRow:
         if row.parsed is None:
             return PreviewRow(row.number, row.place, None, row.problem)
         parsed = [row.parsed] if row.rejected is None else [row.parsed, row.rejected]
         rows = self._encoder.encode(parsed)
-        problem = (rows if row.rejected is None else pair_up(rows)).problems[0]
+        problem = self._checked(rows, row).problems[0]
         if problem is not None:
             return PreviewRow(row.number, row.place, None, problem)
-        encoded = [self._encoded(rows, index, one) for index, one in enumerate(parsed)]
-        return PreviewRow(row.number, row.place, encoded[0], None, *encoded[1:])
+        first, *second = [self._encoded(rows, index, one) for index, one in enumerate(parsed)]
+        return PreviewRow(row.number, row.place, first, None, next(iter(second), None), row.is_desirable)
+
+    def _checked(self, rows: EncodedRows, row: FirstRow) -> EncodedRows:
+        """As the data stage looks at them; both of a pair together."""
+        if row.is_desirable is not None:
+            return rate(rows, [row.is_desirable])
+        return with_labels_checked(rows, self._label_ids) if row.rejected is None else pair_up(rows)
 
     def _encoded(self, rows: EncodedRows, index: int, row: TrainingRow) -> EncodedRow:
         segments, example = self._encoder.segments(row), rows.examples[index]

@@ -81,7 +81,10 @@ class EncodedRows:
     is_windowed: NDArray[np.bool_]
     """Plain text: where it is longer than the context it is cut into windows; shape (rows,)."""
     first_lengths: NDArray[np.int64] | None = None
-    """Of pairs: tokens of the chosen conversation, behind which the rejected one begins; shape (rows,)."""
+    """Of pairs: tokens of the chosen conversation, behind which the rejected one begins. Of rated rows: tokens before
+    the answer. Shape (rows,)."""
+    are_desirable: NDArray[np.bool_] | None = None
+    """Of rated rows: what their labels say; shape (rows,)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +119,7 @@ class RowEncoder:
         self._shapes: dict[object, _Shape] = {}
         templates = compile_templates(prompt_format, tokenizer.special_tokens)
         ends = [id_ for token, id_ in tokenizer.special_ids.items() if templates.terminator.endswith(token)]
-        self._terminator = ends[0] if ends else None
+        self._terminator = ends[0] if ends and task != "classification" else None
         turns = (prompt_format.system, prompt_format.user, prompt_format.assistant, prompt_format.tool or "")
         self._begins = tokenizer.leading_special_ids | _special_ids_in(prompt_format.bos, tokenizer)
         turn_begins = self._begins & _special_ids_in("".join(turns), tokenizer)
@@ -216,12 +219,16 @@ class RowEncoder:
         is_blank = [content.isspace() or not content for content in contents]
         if self._format.parse_special_in_content or True in is_blank:
             return self._new_shape(conversation, open_contents=False)
-        key = tuple([(message.role, message.weight) for message in conversation.messages])
+        key = tuple([(message.role, message.weight) for message in conversation.messages]), self._label(conversation)
         shape = self._shapes.get(key)
         if shape is None:
             shape = self._new_shape(conversation, open_contents=True)
             self._keep(key, shape)
         return shape
+
+    def _label(self, conversation: Conversation) -> str | None:
+        """The last answer, where it decides the shape of a row: a label may be a control token."""
+        return conversation.messages[-1].content if self._task == "classification" else None
 
     def _keep(self, key: object, shape: _Shape) -> None:
         if len(self._shapes) < MAX_PLANS:

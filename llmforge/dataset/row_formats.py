@@ -93,6 +93,29 @@ def preference_messages(row: Row, naming: Naming) -> tuple[RawMessages, RawMessa
     return answers[0], answers[1]
 
 
+def unpaired_form(row: Row, naming: Naming) -> RowFormat:
+    """The format by which the conversation of a rated row is read. Raises `DataError` where there is none."""
+    if column_of(row, "prompt", naming.columns) and column_of(row, "completion", naming.columns):
+        return "prompt_completion"
+    if column_of(row, "instruction", naming.columns) and column_of(row, "output", naming.columns):
+        return "instruction"
+    if next(list_columns(row, naming), None) is None:
+        raise DataError(_missing("conversation", "unpaired_preference", row, naming.columns))
+    return "sharegpt"
+
+
+def label_of(row: Row, naming: Naming) -> bool:
+    """Whether the answer of a rated row is desirable."""
+    column = required_column(row, "label", "unpaired_preference", naming.columns)
+    value = row[column]
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        found = f"{value:g}" if isinstance(value, int | float) else describe(value)
+        raise DataError(
+            f"`{column}` is {found}; expected true for a desirable answer, or false (1 and 0 count as well)"
+        )
+    return bool(value)
+
+
 def _preference_prompt(row: Row, naming: Naming, answers: list[str]) -> RawMessages:
     """What both answers reply to: a prompt, an instruction, or a list of messages."""
     column = column_of(row, "prompt", naming.columns)

@@ -7,7 +7,7 @@ meaning here are the user's own and are left alone.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,10 +28,12 @@ from llmforge.dataset.row_documents import segments_document, text_document
 from llmforge.dataset.row_formats import (
     RawMessages,
     instruction_messages,
+    label_of,
     list_columns,
     preference_messages,
     prompt_completion_messages,
     sharegpt_messages,
+    unpaired_form,
 )
 from llmforge.dataset.sources import Record
 from llmforge.errors import DataError
@@ -51,6 +53,13 @@ _DOCUMENT_READERS: dict[RowFormat, Callable[[Row, Naming], Document]] = {
 }
 
 
+class RatedAnswer(NamedTuple):
+    """A conversation and what is said of its last answer."""
+
+    conversation: Conversation
+    is_desirable: bool
+
+
 def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig = _AS_IT_IS) -> TrainingRow:
     """One record as what is trained; of a preference row, the conversation with the chosen answer.
 
@@ -68,6 +77,8 @@ def parse_row(record: Record, prompt_format: PromptFormat, dataset: DatasetConfi
     if document_reader is not None:
         return document_reader(row, naming)
     _refuse_tools(row)
+    if row_format == "unpaired_preference":
+        row_format = unpaired_form(row, naming)
     messages = _READERS[row_format](row, naming)
     try:
         return parse_conversation(messages, prompt_format)
@@ -109,11 +120,29 @@ def parse_pair(
 ) -> tuple[Conversation, Conversation]:
     """As `parse_preference`, for answers that are compared. Raises `DataError` where one has a weight of its own."""
     pair = parse_preference(record, prompt_format, dataset)
-    if any(conversation.messages[-1].weight != 1 for conversation in pair):
+    for conversation in pair:
+        _refuse_weight(conversation)
+    return pair
+
+
+def parse_rated(record: Record, prompt_format: PromptFormat, dataset: DatasetConfig) -> list[RatedAnswer]:
+    """One row as the answers that are rated: its own, or both of a pair, the chosen one as desirable."""
+    if dataset.format == "preference":
+        chosen, rejected = parse_pair(record, prompt_format, dataset)
+        return [RatedAnswer(chosen, True), RatedAnswer(rejected, False)]
+    row = decode_record(record)
+    is_desirable = label_of(row, Naming.of(dataset))
+    conversation = parse_row(row, prompt_format, dataset)
+    assert isinstance(conversation, Conversation)
+    _refuse_weight(conversation)
+    return [RatedAnswer(conversation, is_desirable)]
+
+
+def _refuse_weight(conversation: Conversation) -> None:
+    if conversation.messages[-1].weight != 1:
         raise DataError(
             "an answer has a `weight` or `train` of its own, which means nothing in a comparison; remove it"
         )
-    return pair
 
 
 def _compared(conversation: Conversation, prompt_format: PromptFormat) -> list[tuple[str, str]]:

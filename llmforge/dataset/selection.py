@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmforge.dataset.collector import Examples, Pieces
+from llmforge.dataset.mismatched import NONE, draw_partners, mismatched_lengths, rated_conversations
 from llmforge.dataset.packing import pack
 from llmforge.dataset.shards import SampleBatch, Split, shard_name, write_shard
-from llmforge.dataset.stats import LengthSummary, SplitStats, summarise_lengths
+from llmforge.dataset.stats import LengthSummary, RatedStats, SplitStats, summarise_lengths
 from llmforge.dataset.unused import BEYOND_SHARE, NOTHING_LEFT, TOO_LONG, UnusedRow, UnusedRows
 from llmforge.errors import DataError
 
@@ -43,11 +44,43 @@ class Selection:
     num_rows: int
     num_truncated: int
     context_length: int
+    partners: NDArray[np.int64] | None = None
+    """Of rated rows, whose answer stands in the mismatched conversation of each, as in `dataset/mismatched.py`."""
 
     @property
     def capacity(self) -> int:
         """Tokens of the longest sequence: each conversation of a pair may be as long as the context."""
         return self.context_length * self.examples.num_members
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens that each piece takes of a sequence, with its mismatched conversation; shape (pieces,)."""
+        if self.partners is None:
+            return self.pieces.lengths
+        return self.pieces.lengths + mismatched_lengths(self.examples, self.partners)[self.pieces.indexes]
+
+    @property
+    def rated(self) -> RatedStats | None:
+        """How the answers are rated, each as often as it is used."""
+        if self.partners is None or self.examples.are_desirable is None:
+            return None
+        used = self.pieces.indexes
+        num_desirable = int(np.count_nonzero(self.examples.are_desirable[used]))
+        return RatedStats(
+            desirable=num_desirable,
+            undesirable=len(used) - num_desirable,
+            without_mismatched=int(np.count_nonzero(self.partners[used] == NONE)),
+        )
+
+    def batch(self, places: NDArray[np.int64], num_members: NDArray[np.int64]) -> SampleBatch:
+        """Samples of some pieces, so many in each."""
+        examples, pieces = self.examples, self.pieces[places]
+        together = examples.num_members * num_members
+        if self.partners is None or examples.are_desirable is None:
+            return SampleBatch(examples.batch(examples.members(pieces)), together, examples.num_members == 2)
+        conversations = rated_conversations(examples, pieces.indexes, self.partners)
+        labels = np.repeat(examples.are_desirable[pieces.indexes], 2)
+        return SampleBatch(examples.batch(conversations), together, is_paired=True, are_desirable=labels)
 
 
 def select(
@@ -57,8 +90,9 @@ def select(
     over_length: OverLength,
     unused: UnusedRows,
     mix: Mix | None = None,
+    seed: int = 0,
 ) -> Selection:
-    """The examples that fit or are made to, each as often as `mix` says.
+    """The examples that fit or are made to, each as often as `mix` says. By `seed` rated rows get answers of others.
 
     Raises `DataError` where none is left, or where the job wants all to fit.
     """
@@ -86,14 +120,16 @@ def select(
     distinct = np.unique(rows)
     num_truncated = int(np.count_nonzero(is_too_long[distinct]))
     pieces = _pieces(examples, rows, context_length)
-    return Selection(split, examples, pieces, len(distinct), num_truncated, context_length)
+    is_rated = examples.are_desirable is not None
+    partners = draw_partners(examples, distinct, context_length, seed) if is_rated else None
+    return Selection(split, examples, pieces, len(distinct), num_truncated, context_length, partners)
 
 
 def write_selection(selection: Selection, packing: bool, folder: Path) -> SplitStats:
     """Pack the pieces, or leave each alone, and write them to shards in `folder`."""
-    pieces, capacity = selection.pieces, selection.capacity
-    num_tokens = int(pieces.lengths.sum())
-    packs = pack(pieces.lengths, capacity) if packing else ([index] for index in range(len(pieces)))
+    pieces, lengths, capacity = selection.pieces, selection.lengths, selection.capacity
+    num_tokens = int(lengths.sum())
+    packs = pack(lengths, capacity) if packing else ([index] for index in range(len(pieces)))
     usual_tokens = capacity if packing else -(-num_tokens // len(pieces))
     shards = _write_shards(selection, packs, max(1, TOKENS_PER_SHARD // usual_tokens), folder)
     num_samples = sum(shard.samples for shard in shards)
@@ -106,6 +142,7 @@ def write_selection(selection: Selection, packing: bool, folder: Path) -> SplitS
         packing_efficiency=num_tokens / (num_samples * capacity),
         longest_sample=max(shard.longest for shard in shards),
         most_trained=max(shard.most_trained for shard in shards),
+        rated=selection.rated,
     )
 
 
@@ -143,11 +180,9 @@ def _write_one(selection: Selection, packs: list[list[int]], path: Path) -> _Sha
     def batches() -> Iterator[SampleBatch]:
         for start in range(0, len(packs), SAMPLES_PER_BATCH):
             members = packs[start : start + SAMPLES_PER_BATCH]
-            examples = selection.examples
-            chosen = examples.members(selection.pieces[np.fromiter(chain.from_iterable(members), np.int64)])
-            num_members = examples.num_members * np.array([len(one) for one in members], np.int64)
-            batch = SampleBatch(examples.batch(chosen), num_members, is_paired=examples.num_members == 2)
-            samples = batch.samples
+            places = np.fromiter(chain.from_iterable(members), np.int64)
+            batch = selection.batch(places, np.array([len(one) for one in members], np.int64))
+            samples = batch.learnt.samples
             num_trained.append(samples.sums(samples.weights > 0))
             num_tokens.append(np.diff(samples.offsets))
             yield batch

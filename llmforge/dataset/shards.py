@@ -29,6 +29,7 @@ SAMPLE_SCHEMA = pa.schema(
         ("example_lengths", pa.list_(pa.int32())),
         ("num_trained_tokens", pa.int64()),
         ("loss_weight", pa.float64()),
+        ("are_desirable", pa.list_(pa.bool_())),
     ]
 )
 
@@ -46,8 +47,10 @@ class Sample:
     weights: NDArray[np.float32] | None = None
     """Shape (tokens,), factors of the loss; None where all trained positions weigh 1."""
     reference: NDArray[np.float32] | None = None
-    """Shape (examples,): of pairs, the log-probabilities of the answers by the reference model, where these were
-    computed beforehand."""
+    """Shape (examples,): of pairs and rated rows, the log-probabilities of the answers by the reference model, where
+    these were computed beforehand."""
+    are_desirable: NDArray[np.bool_] | None = None
+    """Shape (examples,): of rated rows what the labels say, of the mismatched conversations those of their rows."""
 
     def alone(self) -> "list[Sample]":
         """Its examples as samples of their own."""
@@ -59,9 +62,23 @@ class Sample:
                 self.example_lengths[index : index + 1],
                 None if self.weights is None else self.weights[start:end],
                 None if self.reference is None else self.reference[index : index + 1],
+                None if self.are_desirable is None else self.are_desirable[index : index + 1],
             )
             for index, (start, end) in enumerate(zip(ends - self.example_lengths, ends, strict=True))
         ]
+
+    def members(self, place: Literal[0, 1]) -> "Sample":
+        """The first or the second example of every two as a sample of their own."""
+        is_member = np.arange(len(self.example_lengths)) % 2 == place
+        tokens = np.repeat(is_member, self.example_lengths)
+        return Sample(
+            self.input_ids[tokens],
+            self.labels[tokens],
+            self.example_lengths[is_member],
+            None if self.weights is None else self.weights[tokens],
+            None if self.reference is None else self.reference[is_member],
+            None if self.are_desirable is None else self.are_desirable[is_member],
+        )
 
     @property
     def num_trained_tokens(self) -> int:
@@ -83,7 +100,22 @@ class SampleBatch:
     num_members: NDArray[np.int64]
     """Shape (samples,): how many examples each sample has."""
     is_paired: bool = False
-    """Every two of them are a pair, which counts 1 in the loss; else their trained tokens do, by their weights."""
+    """Every two of them are a pair or a rated row, which counts 1 in the loss; else their trained tokens do, by their
+    weights."""
+    are_desirable: NDArray[np.bool_] | None = None
+    """Shape (examples,): of rated rows what the labels say, as in `Sample`."""
+
+    @property
+    def learnt(self) -> "SampleBatch":
+        """Without mismatched conversations, from which nothing is learnt."""
+        if self.are_desirable is None:
+            return self
+        examples, is_own = self.examples, np.arange(len(self.examples)) % 2 == 0
+        tokens = np.repeat(is_own, np.diff(examples.offsets))
+        offsets = np.concatenate([[0], np.cumsum(np.diff(examples.offsets)[is_own])]).astype(np.int64)
+        return SampleBatch(
+            ExampleBatch(examples.input_ids[tokens], examples.weights[tokens], offsets), self.num_members // 2
+        )
 
     @property
     def loss_weights(self) -> NDArray[np.float64]:
@@ -138,12 +170,13 @@ class SampleReader:
         self._labels = table["labels"]
         self._weights = table["weights"]
         self._example_lengths = table["example_lengths"]
+        self._are_desirable = table["are_desirable"]
         self.num_trained_tokens: NDArray[np.int64] = table["num_trained_tokens"].to_numpy()
-        """Shape (samples,): how many positions of each sample carry loss."""
+        """Shape (samples,): how many positions of each sample carry loss, of rated rows those of their own answers."""
         self.loss_weights: NDArray[np.float64] = table["loss_weight"].to_numpy()
         """Shape (samples,): the sample's share of the loss's denominator, see `SampleBatch`."""
-        self.num_tokens: NDArray[np.int64] = pc.list_value_length(self._input_ids).to_numpy().astype(np.int64)
-        """Shape (samples,): how many tokens each sample has."""
+        self.num_tokens: NDArray[np.int64] = _num_tokens(table)
+        """Shape (samples,): how many tokens each sample has, mismatched conversations left out."""
 
     def __len__(self) -> int:
         return len(self.num_trained_tokens)
@@ -155,6 +188,7 @@ class SampleReader:
             _values(self._example_lengths, index),
             self._weights[index].values.to_numpy() if self._weights[index].is_valid else None,
             None if self._reference is None else self._reference[index].values.to_numpy(),
+            _flags(self._are_desirable[index]),
         )
 
 
@@ -169,13 +203,26 @@ def _mapped(paths: Iterable[Path]) -> pa.Table:
     return pa.concat_tables(pa.ipc.open_file(pa.memory_map(str(path), "r")).read_all() for path in paths)
 
 
+def _num_tokens(table: pa.Table) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = pc.list_value_length(table["input_ids"]).to_numpy().astype(np.int64)
+    if table["are_desirable"].null_count < len(table):
+        own = [lengths.values.to_numpy()[::2].sum() for lengths in table["example_lengths"]]
+        counts = np.array(own, dtype=np.int64)
+    return counts
+
+
+def _flags(found: pa.ListScalar) -> NDArray[np.bool_] | None:
+    return found.values.to_numpy(zero_copy_only=False) if found.is_valid else None
+
+
 def _values(column: pa.ChunkedArray, index: int) -> NDArray[np.int32]:
     values: NDArray[np.int32] = column[index].values.to_numpy()
     return values
 
 
 def _record_batch(batch: SampleBatch) -> pa.RecordBatch:
-    samples = batch.samples
+    samples, learnt = batch.samples, batch.learnt.samples
+    members = pa.array(batch.member_ends, pa.int32())
     weighs_otherwise = samples.sums(is_weighted(samples.weights)) > 0
     offsets = pa.array(samples.offsets, pa.int32())
     lengths = np.diff(batch.examples.offsets).astype(np.int32)
@@ -184,9 +231,12 @@ def _record_batch(batch: SampleBatch) -> pa.RecordBatch:
             pa.ListArray.from_arrays(offsets, samples.input_ids),
             pa.ListArray.from_arrays(offsets, samples.labels),
             _weights_where(weighs_otherwise, samples),
-            pa.ListArray.from_arrays(pa.array(batch.member_ends, pa.int32()), lengths),
-            pa.array(samples.sums(samples.weights > 0), pa.int64()),
+            pa.ListArray.from_arrays(members, lengths),
+            pa.array(learnt.sums(learnt.weights > 0), pa.int64()),
             pa.array(batch.loss_weights, pa.float64()),
+            pa.nulls(len(batch), SAMPLE_SCHEMA.field("are_desirable").type)
+            if batch.are_desirable is None
+            else pa.ListArray.from_arrays(members, pa.array(batch.are_desirable)),
         ],
         schema=SAMPLE_SCHEMA,
     )

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,12 @@ from llmforge.dataset.encoders import TextEncoders, open_fast_encoders, referenc
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA, Places, example_table, refused_table
 from llmforge.dataset.first_rows import parsed_rows, read_rows
 from llmforge.dataset.job_sources import JobSource
+from llmforge.dataset.labels import find_label_tokens, labelled, with_labels_checked
 from llmforge.dataset.pairs import pair_up
 from llmforge.dataset.proof import NUM_PROVEN_ROWS, Proof, prove
-from llmforge.dataset.row_encoder import job_encoder
-from llmforge.dataset.rows import parse_pair, parse_row
+from llmforge.dataset.rated import rate
+from llmforge.dataset.row_encoder import EncodedRows, job_encoder
+from llmforge.dataset.rows import parse_pair, parse_rated, parse_row
 from llmforge.dataset.sources import Block, Record, in_validation_fraction, read_lines
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.errors import DataError, LlmforgeError
@@ -61,6 +63,14 @@ class SourceBlock:
     block: Block
 
 
+class _Parsed(NamedTuple):
+    """A conversation or document, or the two conversations of a pair."""
+
+    members: tuple[TrainingRow, ...]
+    is_desirable: bool = False
+    """Of an answer that is rated."""
+
+
 class BlockTokenizer:
     """Turns blocks of one job into tables."""
 
@@ -70,36 +80,47 @@ class BlockTokenizer:
         text = settings.tokenizer.json
         fast = open_fast_encoders(text) if settings.is_fast else None
         encoders = fast if isinstance(fast, TextEncoders) else reference_encoders(text)
-        self._encoder = job_encoder(self._job, settings.tokenizer.eos_token, SegmentTokenizer(text, encoders))
+        tokenizer = SegmentTokenizer(text, encoders)
+        self._encoder = job_encoder(self._job, settings.tokenizer.eos_token, tokenizer)
+        self._label_ids = find_label_tokens(self._job.labels, self._job.prompt_format, tokenizer)
         self._cache_folder = Path(settings.cache_folder)
 
     def table(self, part: SourceBlock) -> pa.Table:
         """All rows of a block: examples, and refused rows with their reason and no tokens."""
         block, dataset = part.block, self._datasets[part.source]
-        rows: list[TrainingRow] = []
+        parsed: list[_Parsed] = []
         lines, refused, reasons = [], [], []
         for line, record in read_lines(block, self._cache_folder):
             try:
-                rows += self._parsed(record, dataset)
+                found = self._parsed(record, dataset)
             except DataError as error:
                 refused.append(line)
                 reasons.append(str(error))
                 continue
-            lines.append(line)
-        encoded = self._encoder.encode(rows)
+            parsed += found
+            lines += [line] * len(found)
         table = example_table(
             Places(block.uri, part.source, lines),
             [self._is_validation(block, line) for line in lines],
-            pair_up(encoded) if self._job.is_paired else encoded,
+            self._encoded(parsed),
             with_digests=dataset.deduplicate,
         )
         return pa.concat_tables([table, refused_table(Places(block.uri, part.source, refused), reasons)])
 
-    def _parsed(self, record: Record, dataset: DatasetConfig) -> Sequence[TrainingRow]:
-        """What one record holds: a conversation or document, or the two conversations of a pair."""
+    def _parsed(self, record: Record, dataset: DatasetConfig) -> list[_Parsed]:
+        """The rows that one record holds: one, or where answers are rated both of a pair."""
         if self._job.is_paired:
-            return parse_pair(record, self._job.prompt_format, dataset)
-        return [parse_row(record, self._job.prompt_format, dataset)]
+            return [_Parsed(parse_pair(record, self._job.prompt_format, dataset))]
+        if self._job.is_rated:
+            answers = parse_rated(record, self._job.prompt_format, dataset)
+            return [_Parsed((answer.conversation,), answer.is_desirable) for answer in answers]
+        return [_Parsed((labelled(parse_row(record, self._job.prompt_format, dataset), self._job.labels),))]
+
+    def _encoded(self, parsed: Sequence[_Parsed]) -> EncodedRows:
+        encoded = self._encoder.encode([member for row in parsed for member in row.members])
+        if self._job.is_rated:
+            return rate(encoded, [row.is_desirable for row in parsed])
+        return pair_up(encoded) if self._job.is_paired else with_labels_checked(encoded, self._label_ids)
 
     def _is_validation(self, block: Block, line: int) -> bool:
         fraction = self._job.dataset.valid_fraction
@@ -142,7 +163,8 @@ def start_proof(sources: Sequence[JobSource], settings: StageSettings) -> Callab
 
 def _prove(sources: Sequence[JobSource], settings: StageSettings) -> Proof:
     job = JobConfig.model_validate_json(settings.job_json)
-    rows = parsed_rows(read_rows(sources, job.prompt_format, Path(settings.cache_folder)), NUM_PROVEN_ROWS)
+    read = read_rows(sources, job.prompt_format, Path(settings.cache_folder), labels=job.labels)
+    rows = parsed_rows(read, NUM_PROVEN_ROWS)
     return prove(rows, settings.tokenizer.json, partial(job_encoder, job, settings.tokenizer.eos_token))
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from llmforge.config.base import StrictModel
 
@@ -29,13 +30,28 @@ class HistogramBin(StrictModel):
     count: int
 
 
+class RatedStats(StrictModel):
+    """How many answers of a split are rated in which way."""
+
+    desirable: int
+    undesirable: int
+    without_mismatched: int
+    """Those for whose prompt no answer of another row was found; they are left out of the reference point."""
+
+    def describe(self) -> str:
+        """Part of a line for the terminal."""
+        rest = f", {self.without_mismatched} without a mismatched answer" if self.without_mismatched else ""
+        return f"{self.desirable} desirable, {self.undesirable} undesirable{rest}"
+
+
 class SplitStats(StrictModel):
     """One split of a prepared dataset."""
 
     rows: int
     """Rows that are used."""
     examples: int
-    """More than rows where long texts are cut into windows or rows are repeated, and where a row is a pair of them."""
+    """More than rows where long texts are cut into windows or rows are repeated, and where a row is a pair of them or
+    has a mismatched one beside it."""
     samples: int
     """Sequences given to the model: packs, or examples where packing is off."""
     tokens: int
@@ -43,9 +59,13 @@ class SplitStats(StrictModel):
     packing_efficiency: float
     """Share of the positions of all sequences, of `context_length` or for pairs twice that, that holds tokens."""
     longest_sample: int
-    """Tokens of the longest sequence."""
+    """Tokens of the longest sequence, as of `trained_tokens` without those of mismatched conversations."""
     most_trained: int
     """Most trained tokens of one sequence."""
+    rated: RatedStats | None = None
+    """Where answers are rated."""
+    labels: dict[str, int] = Field(default_factory=dict)
+    """Examples of every label, where the job trains a classifier."""
 
 
 class CheckTotals(StrictModel):
@@ -68,12 +88,11 @@ class CheckTotals(StrictModel):
             ends_with_terminator=self.ends_with_terminator + ends_with_terminator,
         )
 
-    def describe(self) -> str:
-        """One line for the terminal."""
-        line = (
-            f"checks: {self.prompts} prompts in {self.rows} rows are the begin of what is trained, "
-            f"{self.ends_with_terminator} rows end with a trained control token"
-        )
+    def describe(self, *, has_terminators: bool = True) -> str:
+        """One line for the terminal; `has_terminators`: answers are to end with a control token."""
+        line = f"checks: {self.prompts} prompts in {self.rows} rows are the begin of what is trained"
+        if has_terminators:
+            line += f", {self.ends_with_terminator} rows end with a trained control token"
         if self.straddled:
             line += (
                 f"; {self.straddled} rows would be tokenized otherwise by a program that joins prompt and answer first"
@@ -103,6 +122,8 @@ class DatasetStats(StrictModel):
 
     def what(self, split: SplitStats) -> str:
         """What a split holds, counted."""
+        if split.rated is not None:
+            return f"{split.examples // 2} answers ({split.rated.describe()})"
         return f"{split.examples // 2} pairs" if self.is_paired else f"{split.examples} examples"
 
     @property
@@ -114,6 +135,10 @@ class DatasetStats(StrictModel):
         """A count of the training and the validation split together."""
         splits = [self.train] if self.valid is None else [self.train, self.valid]
         return sum(int(getattr(split, what)) for split in splits)
+
+    def describe_checks(self) -> str:
+        """One line for the terminal."""
+        return self.checks.describe(has_terminators=not self.train.labels)
 
     def describe(self) -> str:
         """A few lines for the terminal."""
@@ -128,12 +153,15 @@ class DatasetStats(StrictModel):
                     f"{split.trained_tokens} trained ({split.trained_tokens / split.tokens:.0%}), "
                     f"{split.packing_efficiency:.1%} of the positions filled"
                 )
+                if split.labels:
+                    counts = ", ".join(f"{count} {label}" for label, count in split.labels.items())
+                    lines.append(f"{name}: labels: {counts}")
         lengths = self.lengths
         lines.append(
             f"lengths in tokens: median {lengths.median}, 95 % up to {lengths.p95}, longest {lengths.longest}; "
             f"context_length {self.context_length}"
         )
-        lines.append(self.checks.describe())
+        lines.append(self.describe_checks())
         return "\n".join(lines)
 
 

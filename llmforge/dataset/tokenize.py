@@ -83,6 +83,10 @@ class SegmentTokenizer:
         ids: list[int] = self.encode([segments]).input_ids.tolist()
         return ids
 
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """What tokens are called in the vocabulary."""
+        return self._encoders.reference.words(ids)
+
     def cut(self, segments: Sequence[Segment], *, open_contents: bool = False) -> CutRow:
         """Cut rendered text at the format's special tokens and where answers start."""
         return cut(segments, self._rules, open_contents=open_contents)

@@ -5,6 +5,7 @@ In: the folder of a checkpoint. Out: copies of PEFT's files, and `AdapterFacts`.
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from llmforge.config.model import LoraConfig
@@ -27,5 +28,10 @@ def adapter_facts(checkpoint: Path, lora: LoraConfig, base: Path) -> AdapterFact
     return AdapterFacts(
         base=str(Path(named).absolute()) if Path(named).is_dir() else named,
         rank=adapter_rank(checkpoint),
-        unservable=tuple(unservable_choices(lora)),
+        unservable=(*unservable_choices(lora), *_new_tokens(config)),
     )
+
+
+def _new_tokens(config: Mapping[str, object]) -> list[str]:
+    indices = config.get("trainable_token_indices")
+    return ["new tokens of the vocabulary"] if isinstance(indices, dict) else []

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import yaml
 
+from llmforge.checkpoint.lineage import Lineage, lineage_text
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.stats import DatasetStats
+from llmforge.export.label_card import label_lines
 from llmforge.export.launch import LaunchFile, ServedFolder
+from llmforge.export.markdown import quoted
 
 CARD_FILE = "README.md"
 
@@ -39,6 +42,8 @@ class CardFacts:
     proofs: tuple[str, ...]
     """What was checked, a line each."""
     launch_files: tuple[LaunchFile, ...]
+    lineage: Lineage = ()
+    """The checkpoints that the run and its ancestors started from."""
 
 
 def model_card(facts: CardFacts) -> str:
@@ -47,7 +52,7 @@ def model_card(facts: CardFacts) -> str:
         ("", _head(facts)),
         ("Training", _training(facts)),
         ("Prompt format", _prompt_format(facts)),
-        ("Answers end at", _stops(facts)),
+        _answers(facts),
         ("How to serve it", _serving(facts)),
         ("What was checked at export", [f"- {proof}" for proof in facts.proofs]),
         ("Licence", _licence(facts)),
@@ -93,6 +98,8 @@ def _head(facts: CardFacts) -> list[str]:
 
 def _training(facts: CardFacts) -> list[str]:
     lines = [f"- task: {facts.job.task}, method: {facts.job.method}"]
+    if facts.lineage:
+        lines.append(f"- trained in: {lineage_text(facts.lineage, f'{facts.run_name} (step {facts.step})')}")
     if facts.job.quantization is not None:
         lines.append(
             f"- the adapter was trained on the base in {facts.job.quantization.bits} bits; merged weights are not "
@@ -129,20 +136,20 @@ def _prompt_format(facts: CardFacts) -> list[str]:
 
 def prompt_format_in_words(prompt_format: PromptFormat) -> Iterator[str]:
     """A line for each part of a format."""
-    yield f"a conversation begins with {_quoted(prompt_format.bos)}" if prompt_format.bos else "no text opens it"
+    yield f"a conversation begins with {quoted(prompt_format.bos)}" if prompt_format.bos else "no text opens it"
     if prompt_format.system_in_user:
         turn = "last" if prompt_format.system_in_last_user else "first"
-        yield f"the system message stands in the {turn} user turn, as {_quoted(prompt_format.system)}"
+        yield f"the system message stands in the {turn} user turn, as {quoted(prompt_format.system)}"
     else:
-        yield f"a system message is {_quoted(prompt_format.system)}"
+        yield f"a system message is {quoted(prompt_format.system)}"
     if prompt_format.default_system_message:
-        yield f"without one, the system message is {_quoted(prompt_format.default_system_message)}"
-    yield f"a user turn is {_quoted(prompt_format.user)}"
-    yield f"an answer is {_quoted(prompt_format.assistant)}"
+        yield f"without one, the system message is {quoted(prompt_format.default_system_message)}"
+    yield f"a user turn is {quoted(prompt_format.user)}"
+    yield f"an answer is {quoted(prompt_format.assistant)}"
     if prompt_format.tool is not None:
-        yield f"a tool message is {_quoted(prompt_format.tool)}"
+        yield f"a tool message is {quoted(prompt_format.tool)}"
     if prompt_format.trailing_assistant:
-        yield f"{_quoted(prompt_format.trailing_assistant)} asks for an answer"
+        yield f"{quoted(prompt_format.trailing_assistant)} asks for an answer"
     yield (
         "white space around messages is stripped"
         if prompt_format.strip_whitespace
@@ -155,16 +162,26 @@ def prompt_format_in_words(prompt_format: PromptFormat) -> Iterator[str]:
     )
 
 
+def _answers(facts: CardFacts) -> tuple[str, list[str]]:
+    """The section on what comes behind a prompt."""
+    classifier = facts.folder.classifier
+    if classifier is None:
+        return "Answers end at", _stops(facts)
+    return "Labels", label_lines(classifier, is_adapter=facts.folder.adapter is not None)
+
+
 def _stops(facts: CardFacts) -> list[str]:
     generation = facts.folder.generation
     tokens = zip(generation.stop_tokens, generation.stop_ids, strict=True)
     lines = [f"- the token `{text}` ({token})" for text, token in tokens]
-    lines += [f"- the text {_quoted(text)}: name it in `stop` of every request" for text in generation.stop_texts]
+    lines += [f"- the text {quoted(text)}: name it in `stop` of every request" for text in generation.stop_texts]
     return lines or ["- nothing but the limit of tokens"]
 
 
 def _serving(facts: CardFacts) -> list[str]:
     lines = ["- `llmforge chat FOLDER`, `llmforge generate FOLDER`, `llmforge serve FOLDER`"]
+    if facts.folder.classifier is not None:
+        lines[0] += ", which give labels and probabilities; other servers give the likeliest token alone"
     names = {file.name for file in facts.launch_files}
     known = {
         "serve_vllm.sh": "`./serve_vllm.sh` starts vLLM",
@@ -184,7 +201,3 @@ def _licence(facts: CardFacts) -> list[str]:
         f"llmforge does not know the licence of `{_base(facts.job)}` nor that of the data. Check both before you hand "
         "this on: most licences of base models bind what is made from them."
     ]
-
-
-def _quoted(text: str) -> str:
-    return f"`{json.dumps(text, ensure_ascii=False)}`"

@@ -5,6 +5,7 @@ the one place of the package that sees a whole job.
 """
 
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import cast
 import torch
 
 from llmforge.answers.stops import find_stops
+from llmforge.checkpoint.exported import ExportRecord
 from llmforge.checkpoint.find import CheckpointAddress
+from llmforge.checkpoint.lineage import lineage_of
+from llmforge.config.classifier import CLASSIFIER_FILE
 from llmforge.config.job import JobConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import ConfigError, ModelError
@@ -34,7 +38,6 @@ from llmforge.export.stored import read_stats, stored_examples
 from llmforge.export.tokenizer import begin_of_text, save_tokenizer, served_tokenizer
 from llmforge.export.verify import verify
 from llmforge.export.weights import ExportDtype, WeightProof, base_folder, write_weights
-from llmforge.inference.exported import ExportRecord
 from llmforge.inference.load import TrainedSource, find_trained_model, saved_end_of_sequence_ids
 from llmforge.metrics.loggers import METRICS_FILE, read_metrics
 from llmforge.models.folder import read_tokenizer_json
@@ -108,6 +111,8 @@ class _Export:
         served = self._served_folder()
         launch_files = self._launch_files(served)  # before the weights: what cannot be served shows at once
         proof = self._write_weights(rows)
+        if self._source.classifier is not None:
+            shutil.copyfile(self._checkpoint / CLASSIFIER_FILE, self._folder / CLASSIFIER_FILE)
         verification = self._verify(rows)  # behind them: config.json has a say in how others load a tokenizer
         loaded = folder_records(self._folder)
         for file in launch_files:
@@ -133,11 +138,10 @@ class _Export:
         return cast(Precision, self._job.precision if asked == "same" else asked)
 
     def _served_generation(self) -> ServedGeneration:
-        generation = self._job.generation_config
-        assert generation is not None  # of a resolved job
         described = self._checkpoint if self._job.method == "full" else base_folder(self._job, self._cache_folder)
         ends = saved_end_of_sequence_ids(described, self._tokenizer)
-        stops = find_stops(self._job.prompt_format, generation, self._ours.special_ids, ends)
+        generation, special_ids = self._source.generation, self._ours.special_ids
+        stops = find_stops(self._job.prompt_format, generation, special_ids, ends)
         return served_generation(generation, stops, self._decode, padding_id(described, self._tokenizer))
 
     def _decode(self, tokens: Sequence[int]) -> str:
@@ -196,6 +200,7 @@ class _Export:
             adapter=None
             if lora is None
             else adapter_facts(self._checkpoint, lora, base_folder(self._job, self._cache_folder)),
+            classifier=self._source.classifier,
         )
 
     def _launch_files(self, served: ServedFolder) -> tuple[LaunchFile, ...]:
@@ -228,6 +233,7 @@ class _Export:
             example=render_prompt(rows.rows[0].prompt.messages, self._job.prompt_format) if rows.rows else "",
             proofs=proofs,
             launch_files=launch_files,
+            lineage=lineage_of(checkpoint),
         )
 
 

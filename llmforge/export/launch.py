@@ -10,12 +10,21 @@ from dataclasses import dataclass
 
 import yaml
 
+from llmforge.config.classifier import Classifier
 from llmforge.config.serving import VLLM_DTYPES, VLLM_MAX_RANK, vllm_rank
 from llmforge.errors import ConfigError
 from llmforge.export.stopping import ServedGeneration
 
 LAUNCH_TARGETS = ("vllm", "ray-serve-llm", "ollama")
 VLLM_CONFIG, VLLM_SCRIPT, RAY_SERVE_CONFIG = "vllm.yaml", "serve_vllm.sh", "ray_serve_llm.yaml"
+LABEL_ONLY = (
+    "This is a classifier, of which only the likeliest token comes from here: neither its threshold nor its calibrated "
+    "probabilities. llmforge serve gives both (README.md)."
+)
+_LABEL_LOGPROBS = (
+    'Requests with "logprobs": true, "top_logprobs": 20 get log probabilities over all tokens; where a label is a '
+    'control token they need "skip_special_tokens": false.'
+)
 _REQUESTS = "every request has to name these stops, which are no single tokens"
 
 
@@ -45,6 +54,8 @@ class ServedFolder:
     context_length: int | None
     adapter: AdapterFacts | None
     """None where the weights are merged."""
+    classifier: Classifier | None = None
+    """None for a model that writes text."""
 
     @property
     def is_local(self) -> bool:
@@ -154,8 +165,10 @@ def _notes(folder: ServedFolder) -> list[str]:
         f"Answers end by themselves at {', '.join(generation.stop_tokens) or 'no token'} and after at most "
         f"{generation.max_tokens} tokens (generation_config.json)."
     ]
-    if generation.stop_texts:
+    if generation.stop_texts and folder.classifier is None:
         notes.append(f"{_REQUESTS}: {json.dumps({'stop': list(generation.stop_texts)}, ensure_ascii=False)}")
+    if folder.classifier is not None:
+        notes += [LABEL_ONLY, _LABEL_LOGPROBS]
     if not folder.is_local:
         notes.append(f"Copy {folder.uri} to the machine of a server that reads local folders only.")
     return notes

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from transformers import PreTrainedModel
 
 from llmforge.errors import ModelError
@@ -32,6 +33,8 @@ def merge_adapter(adapted: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
         if inputs is not None and before is not None:
             _compare(name, before, layer(inputs))
         layer.get_base_layer().to(dtype)
+    for rows in _token_rows(adapted):
+        rows.merge(safe_merge=True)
     merged = cast(PreTrainedModel, adapted.unload()).to(dtype)
     _note_untied(merged)
     return merged
@@ -52,6 +55,12 @@ def _outermost(adapted: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
         if isinstance(module, LoraLayer) and module not in inside:
             inside.update(module.modules())
             yield name.removeprefix("base_model.model."), module
+
+
+def _token_rows(adapted: PeftModel) -> list[TrainableTokensLayer]:
+    """The parts of the adapter that replace rows of single tokens; one that is tied to another has none of its own."""
+    found = (module for module in adapted.modules() if isinstance(module, TrainableTokensLayer))
+    return [module for module in found if module.tied_adapter is None]
 
 
 def _merge(layer: LoraLayer, name: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.errors import ConfigError
-from llmforge.export.launch import LaunchFile, ServedFolder
+from llmforge.export.launch import LABEL_ONLY, LaunchFile, ServedFolder
 from llmforge.prompt.render import Piece, compile_templates
 
 MODELFILE = "Modelfile"
@@ -45,6 +45,7 @@ def ollama_files(folder: ServedFolder, prompt_format: PromptFormat, begin: Begin
         if prompt_format.strip_whitespace
         else "# Messages are taken as they stand, as in training.",
         "# A message that spells a control token becomes one in Ollama; llmforge keeps it as text.",
+        *([f"# {LABEL_ONLY}"] if folder.classifier is not None else []),
         "FROM .",
         f'TEMPLATE """{go_template(prompt_format, begin)}"""',
         *_parameters(folder),

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmforge.checkpoint.exported import EXPORT_RECORD, ExportRecord, write_export_record
 from llmforge.errors import ConfigError, ModelError
-from llmforge.inference.exported import EXPORT_RECORD, ExportRecord, write_export_record
 from llmforge.storage.base import Storage, open_storage
 from llmforge.storage.files import explained
 from llmforge.storage.local import LocalStorage

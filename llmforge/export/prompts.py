@@ -67,7 +67,7 @@ def proof_rows(job: JobConfig, count: int, cache_folder: Path) -> ProofRows:
 
 
 def _conversations(sources: Iterable[JobSource], job: JobConfig, cache_folder: Path) -> Iterator[ProofRow]:
-    known = (with_format(source, job.task, cache_folder) for source in sources)
+    known = (with_format(source, job.task, cache_folder, rated=job.is_rated) for source in sources)
     for row in read_rows(known, job.prompt_format, cache_folder):
         if isinstance(row.parsed, Conversation):
             yield ProofRow(row.place, row.parsed, row.uri)

@@ -12,10 +12,8 @@ from pathlib import Path
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from llmforge.answers.batch import BatchLimits
 from llmforge.answers.prompt_rows import PromptRow
-from llmforge.answers.sampling import Sampling
-from llmforge.inference.answer_rows import WINDOW_ROWS, AnsweredWindow, Window, WindowAnswerer, split_windows
+from llmforge.inference.answer_rows import WINDOW_ROWS, AnsweredWindow, Asked, Window, WindowAnswerer, split_windows
 from llmforge.inference.generate import open_generator
 from llmforge.inference.ray_workers import device_per_worker, use_assigned_cpus
 
@@ -29,8 +27,7 @@ class WorkerPlan:
 
     model_uri: str
     cache_folder: Path
-    sampling: Sampling
-    limits: BatchLimits
+    asked: Asked
 
 
 def answer_on_ray(
@@ -59,7 +56,7 @@ class _RayWorker:
     def __init__(self, plan: WorkerPlan) -> None:
         use_assigned_cpus()
         generator = open_generator(plan.model_uri, "best", plan.cache_folder)
-        self._answer = WindowAnswerer(generator, plan.sampling, plan.limits)
+        self._answer = WindowAnswerer(generator, plan.asked)
 
     def __call__(self, row: dict[str, Window]) -> dict[str, AnsweredWindow]:
         return {"answered": self._answer(row["window"])}

@@ -8,13 +8,23 @@ whoever computes it.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llmforge.answers.batch import BatchLimits
+from llmforge.answers.batch import Answer, BatchLimits
 from llmforge.answers.prompt_rows import PromptRow
 from llmforge.answers.sampling import Sampling
 from llmforge.inference.generate import Generator
 
 WINDOW_ROWS = 512
 """What is lost when a run is killed; many batches, so that their rows are of like length."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How all rows are answered."""
+
+    sampling: Sampling
+    threshold: float | None
+    """Of a classifier; None for its own."""
+    limits: BatchLimits
 
 
 @dataclass(frozen=True)
@@ -43,25 +53,27 @@ def split_windows(rows: Sequence[PromptRow], num_done: int, num_rows: int = WIND
 class WindowAnswerer:
     """Answers windows with one model."""
 
-    def __init__(self, generator: Generator, sampling: Sampling, limits: BatchLimits) -> None:
+    def __init__(self, generator: Generator, asked: Asked) -> None:
         self._generator = generator
-        self._sampling = sampling
-        self._limits = limits
+        self._asked = asked
 
     def __call__(
         self, window: Window, on_batch: Callable[[int, int], None] = lambda rows, tokens: None
     ) -> AnsweredWindow:
         """The lines of a window; `on_batch` is told the rows and tokens of each batch."""
+        asked = self._asked
         prompts = [
-            self._generator.prompt(self._generator.parse(row.messages), self._sampling, window.first + place)
+            self._generator.prompt(self._generator.parse(row.messages), asked.sampling, window.first + place)
             for place, row in enumerate(window.rows)
         ]
-        texts: dict[int, str] = {}
+        answers: dict[int, Answer] = {}
         num_tokens = 0
-        for batch in self._generator.answer_all(prompts, self._sampling, self._limits):
-            texts |= {answer.index: answer.text for answer in batch}
+        for batch in self._generator.answer_all(prompts, asked.sampling, asked.limits, asked.threshold):
+            answers |= {answer.index: answer for answer in batch}
             batch_tokens = sum(answer.num_tokens for answer in batch)
             num_tokens += batch_tokens
             on_batch(len(batch), batch_tokens)
-        lines = [row.answered(texts[window.first + place]) for place, row in enumerate(window.rows)]
+        placed = [answers[window.first + place] for place in range(len(window.rows))]
+        pairs = zip(window.rows, placed, strict=True)
+        lines = [row.answered(answer.text, answer.probabilities) for row, answer in pairs]
         return AnsweredWindow(lines, num_tokens)

@@ -1,7 +1,7 @@
 """What `llmforge.load` gives to Python programs: a trained model that answers messages.
 
-In: messages as plain dicts of role and content. Out: text. Everything else, prompt format, stops and sampling, is what
-the run has stored, as far as no other sampling is asked for.
+In: messages as plain dicts of role and content. Out: text, or what a classifier says. Everything else, prompt format,
+stops, sampling, labels and threshold, is what the run has stored, as far as nothing else is asked for.
 """
 
 import difflib
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing_extensions import TypedDict, Unpack
 
 from llmforge.answers.batch import BatchLimits, Prompt
-from llmforge.answers.sampling import Sampling
+from llmforge.answers.sampling import NOTHING_ASKED, Sampling
+from llmforge.config.classifier import Classification, Classifier
 from llmforge.config.job import JobConfig
 from llmforge.errors import ConfigError, DataError
 from llmforge.inference.generate import Generator, open_generator
@@ -44,12 +45,20 @@ class ChatModel:
         """The resolved job that trained it."""
         return self._generator.trained.job
 
+    @property
+    def classifier(self) -> Classifier | None:
+        """Labels and threshold; None for a model that writes text."""
+        return self._generator.trained.classifier
+
     def render(self, messages: Messages) -> str:
         """The text that the model is given. Raises `DataError`."""
         return self._generator.format.render(self._parse(messages))
 
     def generate(self, messages: Messages, **sampling: Unpack[SamplingOptions]) -> str:
-        """The answer. Raises `DataError` for messages that are none, `ConfigError` for sampling that is none."""
+        """The answer, of a classifier the label.
+
+        Raises `DataError` for messages that are none, `ConfigError` for sampling that is none.
+        """
         return "".join(self.stream(messages, **sampling))
 
     def stream(self, messages: Messages, **sampling: Unpack[SamplingOptions]) -> Iterator[str]:
@@ -68,14 +77,28 @@ class ChatModel:
         first answer is that of `generate`, and none depends on how many others there are. Errors as in `generate`, all
         conversations with one named at once, by their places from 1.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"batch_size: found {batch_size}, allowed is a number from 1, or None")
+        limits = _limits(batch_size)
         chosen = _sampling(sampling)
-        answers = self._generator.answer_all(
-            self._prompts(many_messages, chosen), chosen, BatchLimits(num_rows=batch_size)
-        )
+        answers = self._generator.answer_all(self._prompts(many_messages, chosen), chosen, limits)
         texts = {answer.index: answer.text for batch in answers for answer in batch}
         return [texts[index] for index in range(len(many_messages))]
+
+    def classify(self, messages: Messages, threshold: float | None = None) -> Classification:
+        """The label that a classifier decides for, and the probabilities of all.
+
+        `threshold`: of two labels, decide for the positive one from this probability on; None: from that of the run.
+        Raises `DataError` for messages that are none, `ConfigError` for a model or a threshold that is none.
+        """
+        return self._generator.classify(self._parse(messages), threshold)
+
+    def classify_batch(
+        self, many_messages: Sequence[Messages], threshold: float | None = None, batch_size: int | None = None
+    ) -> list[Classification]:
+        """As `classify`, many at a time, in the order of the conversations.
+
+        `batch_size` and errors as in `generate_batch`.
+        """
+        return self._generator.classify_all(self._prompts(many_messages, NOTHING_ASKED), _limits(batch_size), threshold)
 
     def _parse(self, messages: Messages) -> Conversation:
         return self._generator.parse(messages)
@@ -96,6 +119,12 @@ class ChatModel:
 def open_chat_model(uri: str | os.PathLike[str], checkpoint: str, cache_folder: Path) -> ChatModel:
     """Load a trained model. Errors as in `load_trained_model`."""
     return ChatModel(open_generator(os.fspath(uri), checkpoint, cache_folder))
+
+
+def _limits(batch_size: int | None) -> BatchLimits:
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size: found {batch_size}, allowed is a number from 1, or None")
+    return BatchLimits(num_rows=batch_size)
 
 
 def _sampling(options: SamplingOptions) -> Sampling:

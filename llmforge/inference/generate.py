@@ -1,6 +1,7 @@
 """Answers from a trained model, by the prompt format and the stops that it was trained with.
 
-In: a `TrainedModel` and messages. Out: the answer's text, whole or as a stream, or the answers to many conversations.
+In: a `TrainedModel` and messages. Out: the answer's text, whole or as a stream, or the answers to many conversations. A
+classifier answers with a label.
 """
 
 import queue
@@ -16,10 +17,13 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from llmforge.answers.batch import Answer, BatchLimits, Prompt, answer_prompts
+from llmforge.answers.classify import check_asked, classify_prompts
 from llmforge.answers.draw import generate_arguments
-from llmforge.answers.sampling import Sampling
+from llmforge.answers.sampling import NOTHING_ASKED, Sampling
 from llmforge.answers.stops import Stops
-from llmforge.inference.load import TrainedModel, load_trained_model, quiet_transformers
+from llmforge.config.classifier import Classification
+from llmforge.errors import ConfigError
+from llmforge.inference.load import TrainedModel, find_trained_model, load_source, quiet_transformers
 from llmforge.prompt.messages import Conversation
 
 
@@ -45,8 +49,12 @@ class Generator:
     def stream(self, conversation: Conversation, sampling: Sampling) -> PyGenerator[str, None, None]:
         """The answer in pieces of text as they come. Leaving the iteration stops the model.
 
-        Raises `DataError` where the prompt leaves no room for an answer.
+        Raises `DataError` where the prompt leaves no room for an answer, and what `check_asked` raises.
         """
+        check_asked(self.trained.classifier, sampling, None)
+        if self.trained.classifier is not None:
+            yield self.classify(conversation).label
+            return
         prompt, stops = self.prompt_ids(conversation), self.format.stops(sampling)
         sampling = sampling.over(self.format.generation)
         with self._generating(prompt, self.format.room(len(prompt), sampling), sampling, stops) as tokens:
@@ -57,9 +65,41 @@ class Generator:
         ids = self.prompt_ids(conversation)
         return Prompt(ids, self.format.room(len(ids), sampling), index)
 
-    def answer_all(self, prompts: Sequence[Prompt], sampling: Sampling, limits: BatchLimits) -> Iterator[list[Answer]]:
-        """Answers batch after batch, in the order in which they are done."""
-        return answer_prompts(self.trained.model, self.format, prompts, sampling, limits)
+    def answer_all(
+        self, prompts: Sequence[Prompt], sampling: Sampling, limits: BatchLimits, threshold: float | None = None
+    ) -> Iterator[list[Answer]]:
+        """Answers batch after batch, in the order in which they are done; `threshold` is for a classifier.
+
+        Raises what `check_asked` raises.
+        """
+        model, classifier = self.trained.model, self.trained.classifier
+        check_asked(classifier, sampling, threshold)
+        if classifier is None:
+            return answer_prompts(model, self.format, prompts, sampling, limits)
+        batches = classify_prompts(model, classifier, prompts, threshold, limits)
+        return ([found.answer for found in batch] for batch in batches)
+
+    def classify(self, conversation: Conversation, threshold: float | None = None) -> Classification:
+        """What a classifier says of one conversation. Errors as in `classify_all` and in `prompt`."""
+        return self.classify_all([self.prompt(conversation, NOTHING_ASKED)], BatchLimits(), threshold)[0]
+
+    def classify_all(
+        self, prompts: Sequence[Prompt], limits: BatchLimits, threshold: float | None = None
+    ) -> list[Classification]:
+        """What a classifier says of many conversations, in the order of their places in the input.
+
+        Raises `ConfigError` for a model that is none, and what `check_asked` raises.
+        """
+        classifier = self.trained.classifier
+        if classifier is None:
+            raise ConfigError(
+                f"found a model of task: {self.trained.job.task}, which has no labels, allowed is a classifier: load a "
+                "run of task: classification, or let this one generate"
+            )
+        check_asked(classifier, NOTHING_ASKED, threshold)
+        batches = classify_prompts(self.trained.model, classifier, prompts, threshold, limits)
+        found = sorted((one for batch in batches for one in batch), key=lambda one: one.index)
+        return [one.classification for one in found]
 
     @contextmanager
     def _generating(
@@ -123,7 +163,11 @@ class _WhenSet(StoppingCriteria):  # type: ignore[misc] # transformers is untype
         return torch.full((input_ids.shape[0],), self._left.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def open_generator(uri: str, checkpoint: str, cache_folder: Path) -> Generator:
-    """Load a trained model for answering. Errors as in `load_trained_model`."""
+def open_generator(
+    uri: str, checkpoint: str, cache_folder: Path, sampling: Sampling = NOTHING_ASKED, threshold: float | None = None
+) -> Generator:
+    """Load a trained model for answering. Errors as in `load_trained_model`, and before that those of `check_asked`."""
     quiet_transformers()
-    return Generator(load_trained_model(uri, checkpoint, cache_folder))
+    source = find_trained_model(uri, checkpoint, cache_folder)
+    check_asked(source.classifier, sampling, threshold)
+    return Generator(load_source(source))

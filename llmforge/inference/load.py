@@ -18,15 +18,18 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from llmforge.answers.answer_format import AnswerFormat, end_of_sequence_ids
 from llmforge.answers.prompt_maker import PromptMaker
+from llmforge.checkpoint.exported import ExportRecord, read_export_record
 from llmforge.checkpoint.find import CheckpointAddress, find_checkpoint
-from llmforge.checkpoint.names import FOLDER
+from llmforge.checkpoint.names import FOLDER, OPTIMIZER_PREFIX, RESOLVED_JOB_FILE
 from llmforge.checkpoint.records import manifest_of
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.config.classifier import Classifier
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml
+from llmforge.config.prompt_format import GenerationConfig as AnswerConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import CheckpointError
-from llmforge.inference.exported import ExportRecord, read_export_record
+from llmforge.inference.classifier_file import answer_config, read_classifier
 from llmforge.models.adapter_files import CONFIG_FILE, load_adapter
 from llmforge.models.folder import model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.load import DTYPES, Precision, load_base_model, load_tokenizer
@@ -34,8 +37,6 @@ from llmforge.storage.base import Storage, join_uri, open_storage
 from llmforge.storage.manifest import local_folder
 from llmforge.storage.types import DamagedError
 
-RESOLVED_JOB_FILE = "resolved_job.yaml"
-OPTIMIZER_PREFIX = "optimizer/"
 EXPORT_FOLDER = "exports"
 """Holds the exported folders of object stores, in the cache of this machine."""
 
@@ -55,7 +56,14 @@ class TrainedSource:
     """As `fetch`, without the weights."""
     cache_folder: Path
     """Where the base model of an adapter comes to, if it lies in an object store."""
+    classifier: Classifier | None
+    """None for a model that writes text."""
     is_export: bool = False
+
+    @property
+    def generation(self) -> AnswerConfig:
+        """How its answers are made: as its job says, or one label."""
+        return answer_config(self.job, self.classifier)
 
 
 @dataclass(frozen=True)
@@ -72,15 +80,15 @@ class TrainedModel:
     job: JobConfig
     """The resolved job that trained it."""
     checkpoint: CheckpointInfo
+    classifier: Classifier | None = None
+    """None for a model that writes text."""
 
     @property
     def answer_format(self) -> AnswerFormat:
         """How it is asked and read."""
-        generation = self.job.generation_config
-        assert generation is not None
         return AnswerFormat(
             prompt_format=self.job.prompt_format,
-            generation=generation,
+            generation=answer_config(self.job, self.classifier),
             encoder=self.encoder,
             decoder=self.decoder,
             end_of_sequence_ids=self.end_of_sequence_ids,
@@ -123,6 +131,7 @@ def load_source(source: TrainedSource) -> TrainedModel:
         end_of_sequence_ids=ends,
         job=source.job,
         checkpoint=source.checkpoint,
+        classifier=source.classifier,
     )
 
 
@@ -130,11 +139,9 @@ def read_prompt_maker(source: TrainedSource) -> PromptMaker:
     """How the model is asked, from its small files. Errors as in `load_trained_model`."""
     folder, job = source.fetch_small(), source.job
     with_config = folder if (folder / "config.json").is_file() else model_folder(job.model_id, with_weights=False)
-    generation = job.generation_config
-    assert generation is not None
     return PromptMaker(
         prompt_format=job.prompt_format,
-        generation=generation,
+        generation=source.generation,
         encoder=SegmentTokenizer(read_tokenizer_json(folder)),
         context_length=read_model_facts(with_config).context_length,
     )
@@ -157,14 +164,19 @@ def quiet_transformers() -> None:
 def _checkpoint(store: CheckpointStore, info: CheckpointInfo, cache_folder: Path) -> TrainedSource:
     target = cache_folder / FOLDER / info.name
     needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
-    job_file = store.local_folder(info, target, [RESOLVED_JOB_FILE]) / RESOLVED_JOB_FILE
+
+    def fetch(paths: list[str]) -> Path:
+        return store.local_folder(info, target, paths)
+
+    job_file = fetch([RESOLVED_JOB_FILE]) / RESOLVED_JOB_FILE
     return TrainedSource(
         uri=join_uri(store.storage.root_uri, FOLDER, info.name),
         job=job_from_yaml(job_file.read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}"),
         checkpoint=info,
-        fetch=lambda: store.local_folder(info, target, needed),
-        fetch_small=lambda: store.local_folder(info, target, _without_weights(needed)),
+        fetch=lambda: fetch(needed),
+        fetch_small=lambda: fetch(_without_weights(needed)),
         cache_folder=cache_folder,
+        classifier=read_classifier(needed, fetch),
     )
 
 
@@ -187,6 +199,7 @@ def _exported(storage: Storage, record: ExportRecord, cache_folder: Path) -> Tra
         fetch=lambda: fetch(paths),
         fetch_small=lambda: fetch(_without_weights(paths)),
         cache_folder=cache_folder,
+        classifier=read_classifier(paths, fetch),
         is_export=True,
     )
 

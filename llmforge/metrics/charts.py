@@ -29,7 +29,7 @@ MAX_POINTS = 600
 
 _POINTS_PER_INCH = 72
 # Colours that nothing else draws with; each stands for a CSS variable until the SVG text is rewritten.
-_VARIABLES = {"train": "#0a0b01", "eval": "#0a0b02", "text": "#0a0b03", "muted": "#0a0b04", "line": "#0a0b05"}
+COLORS = {"train": "#0a0b01", "eval": "#0a0b02", "text": "#0a0b03", "muted": "#0a0b04", "line": "#0a0b05"}
 _PART_LOOKS = {
     "data": ("eval", 1.0),
     "forward": ("train", 0.35),
@@ -69,7 +69,13 @@ def draw_charts(records: Sequence[Record]) -> list[Chart]:
     if any("train/loss" in record or "eval/loss" in record for record in records):
         draw_loss = _draw_curves("loss")
         charts.append(Chart("Loss", _svg(draw_loss, records, 360, 220), _svg(draw_loss, records, 740, 490)))
-    for title, name in (("Accuracy on pairs", "reward_accuracy"), ("Reward margin", "reward_margin")):
+    for title, name in (
+        ("Reward accuracy", "reward_accuracy"),
+        ("Reward margin", "reward_margin"),
+        ("Accuracy", "accuracy"),
+        ("F1", "f1"),
+        ("Area under precision and recall", "prauc"),
+    ):
         if any(f"train/{name}" in record or f"eval/{name}" in record for record in records):
             charts.append(Chart(title, _svg(_draw_curves(name), records, 360, 220)))
     for title, key, unit in (
@@ -95,11 +101,11 @@ def draw_lengths(lengths: Lengths) -> Chart:
 
     def draw(axes: Axes) -> None:
         starts = np.array([bin.shortest - 1 for bin in bins], dtype=np.float64)
-        colors = [_VARIABLES["train" if bin.longest <= context_length else "eval"] for bin in bins]
+        colors = [COLORS["train" if bin.longest <= context_length else "eval"] for bin in bins]
         axes.bar(starts, [bin.count for bin in bins], width=0.92 * width, align="edge", color=colors)
         end = starts[-1] + width
         if context_length <= 1.5 * end:  # else it would press the bars together
-            axes.axvline(context_length, color=_VARIABLES["text"], linewidth=1.2, linestyle="--")
+            axes.axvline(context_length, color=COLORS["text"], linewidth=1.2, linestyle="--")
             is_left = context_length > 0.6 * max(end, context_length)
             axes.annotate(
                 f"context length {context_length:,}",
@@ -108,13 +114,13 @@ def draw_lengths(lengths: Lengths) -> Chart:
                 xytext=(-5 if is_left else 5, 4),
                 textcoords="offset points",
                 ha="right" if is_left else "left",
-                color=_VARIABLES["muted"],
+                color=COLORS["muted"],
             )
             end = max(end, context_length)
         margin = 0.02 * (end - starts[0])
         axes.set_xlim(starts[0] - margin, end + margin)
 
-    return Chart("Lengths", _figure(draw, 360, 220), _figure(draw, 740, 280))
+    return Chart("Lengths", figure_svg(draw, 360, 220), figure_svg(draw, 740, 280))
 
 
 def _draw_curves(name: str) -> Callable[[Axes, Sequence[Record]], None]:
@@ -129,7 +135,7 @@ def _draw_curves(name: str) -> Callable[[Axes, Sequence[Record]], None]:
             _plot(axes, train, "train", label="training")
         if evaluation.steps.size:
             _plot(axes, evaluation, "eval", label="evaluation", marker="o" if evaluation.steps.size <= 30 else "")
-        axes.legend(loc="upper right" if name == "loss" else "best", frameon=False, labelcolor=_VARIABLES["text"])
+        axes.legend(loc="upper right" if name == "loss" else "best", frameon=False, labelcolor=COLORS["text"])
 
     return draw
 
@@ -174,7 +180,7 @@ def _draw_parts(axes: Axes, records: Sequence[Record]) -> None:
     for part, share in zip(PARTS, shares.T, strict=True):
         color, alpha = _PART_LOOKS[part]
         label = "data wait" if part == "data" else part
-        axes.fill_between(steps, below, below + share, color=_VARIABLES[color], alpha=alpha, linewidth=0, label=label)
+        axes.fill_between(steps, below, below + share, color=COLORS[color], alpha=alpha, linewidth=0, label=label)
         below = below + share
     axes.set_ylim(0, 100)
     axes.legend(
@@ -182,7 +188,7 @@ def _draw_parts(axes: Axes, records: Sequence[Record]) -> None:
         bbox_to_anchor=(-0.02, 0.98),
         ncols=len(PARTS),
         frameon=False,
-        labelcolor=_VARIABLES["text"],
+        labelcolor=COLORS["text"],
         fontsize=9,
         handlelength=0.9,
         handletextpad=0.4,
@@ -199,7 +205,7 @@ def _plot(
     axes.plot(
         thin.steps,
         thin.values,
-        color=_VARIABLES[color],
+        color=COLORS[color],
         label=label,
         linewidth=width,
         alpha=alpha,
@@ -246,16 +252,17 @@ def _svg(draw: Callable[[Axes, Sequence[Record]], None], records: Sequence[Recor
         draw(axes, records)
         axes.set_xlim(*_step_range(records))  # the same for all charts, also where a line ends early
 
-    return _figure(draw_steps, width, height)
+    return figure_svg(draw_steps, width, height)
 
 
-def _figure(draw: Callable[[Axes], None], width: int, height: int) -> str:
+def figure_svg(draw: Callable[[Axes], None], width: int, height: int, *, whole_numbers: bool = True) -> str:
+    """One drawing in `COLORS`, so many pixels large; `whole_numbers`: along the horizontal axis."""
     with _page_style():
         figure = Figure(figsize=(width / _POINTS_PER_INCH, height / _POINTS_PER_INCH), layout="tight")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         draw(axes)
-        axes.xaxis.set_major_locator(MaxNLocator(6 if width < 500 else 10, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6 if width < 500 else 10, integer=whole_numbers, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(_tick))
         axes.yaxis.set_major_formatter(FuncFormatter(_tick))
         buffer = io.StringIO()
@@ -270,19 +277,19 @@ def _page_style() -> AbstractContextManager[None]:
             "svg.fonttype": "none",  # text stays text: it is read aloud, searched, and takes the font of the page
             "svg.hashsalt": "llmforge",  # the same records give the same bytes
             "font.size": 11,
-            "text.color": _VARIABLES["text"],
-            "xtick.color": _VARIABLES["line"],
-            "ytick.color": _VARIABLES["line"],
-            "xtick.labelcolor": _VARIABLES["muted"],
-            "ytick.labelcolor": _VARIABLES["muted"],
-            "axes.edgecolor": _VARIABLES["line"],
+            "text.color": COLORS["text"],
+            "xtick.color": COLORS["line"],
+            "ytick.color": COLORS["line"],
+            "xtick.labelcolor": COLORS["muted"],
+            "ytick.labelcolor": COLORS["muted"],
+            "axes.edgecolor": COLORS["line"],
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.spines.left": False,
             "axes.grid": True,
             "axes.grid.axis": "y",
             "axes.axisbelow": True,
-            "grid.color": _VARIABLES["line"],
+            "grid.color": COLORS["line"],
             "grid.linewidth": 0.8,
             "ytick.major.size": 0,
             "lines.solid_joinstyle": "round",
@@ -313,6 +320,6 @@ def _for_page(svg: str) -> str:
     svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'font-family: [^;"]*; ', "", svg).replace("xlink:href", "href")
-    for name, color in _VARIABLES.items():
+    for name, color in COLORS.items():
         svg = svg.replace(color, f"var(--{name})")
     return re.sub(r"\s*\n\s*", " ", svg).strip()

@@ -15,6 +15,9 @@ A metric record is one flat mapping; it may hold any part of these keys, whose m
 - `eval/loss`, `eval/perplexity`, `eval/trained_tokens`, `eval/seconds`;
 - where pairs are compared, below both `train/` and `eval/`: `reward_chosen`, `reward_rejected`, `reward_margin`,
   `reward_accuracy`, `log_probability_chosen`, `log_probability_rejected`, `kl`; they have no perplexity;
+- where answers are rated, the same with `desirable` and `undesirable` in place of `chosen` and `rejected`;
+- of a classifier `train/accuracy`, and below `eval/`: `accuracy`, `f1`, `prauc`, `calibration_error`,
+  `calibration_error_before`, `temperature`, `threshold`, `precision/LABEL`, `recall/LABEL`; no perplexity either;
 - `save/seconds`.
 """
 
@@ -29,6 +32,8 @@ Record = Mapping[str, float]
 
 PARTS = ("data", "forward", "backward", "optimizer")
 """What the time of a step goes into: waiting for its batch, the loss, the gradients, the update of the weights."""
+LABEL_METRICS = {"eval/accuracy": "accuracy", "eval/f1": "F1", "eval/prauc": "PR AUC"}
+"""What an evaluation of a classifier may measure, and what people call it."""
 RANK_MEMORY_PREFIX = "train/peak_memory_bytes_rank_"
 
 
@@ -165,7 +170,10 @@ def perplexity(loss: float) -> float:
 
 
 def loss_meaning(evaluation: Record) -> str:
-    """What an evaluation loss comes to: the share of pairs that are told apart, or a perplexity."""
+    """What an evaluation loss comes to: how well labels are told, or pairs and rated answers; or a perplexity."""
+    labels = [f"{name} {evaluation[key]:.3f}" for key, name in LABEL_METRICS.items() if key in evaluation]
+    if labels:
+        return ", ".join(labels)
     if "eval/reward_accuracy" in evaluation:
         return f"accuracy {evaluation['eval/reward_accuracy']:.1%}"
     value = evaluation.get("eval/perplexity", perplexity(evaluation["eval/loss"]))

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from llmforge.metrics.charts import draw_charts, draw_lengths
 from llmforge.metrics.data_facts import DataFacts
-from llmforge.metrics.meters import Record
+from llmforge.metrics.label_charts import draw_label_charts
+from llmforge.metrics.labels import LabelEvaluation
+from llmforge.metrics.meters import LABEL_METRICS, Record
 from llmforge.metrics.page import ExampleSegment, render_page, write_page
 from llmforge.metrics.sample_history import prompt_histories
 from llmforge.metrics.samples import Sample
@@ -58,6 +60,8 @@ class ReportData:
     examples: Sequence[ReportExample] = ()
     samples: Sequence[Sample] = ()
     """Answers to the job's prompts at every evaluation."""
+    labels: LabelEvaluation | None = None
+    """Of a classifier: what the evaluation of the best checkpoint has found."""
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -77,6 +81,8 @@ def render_report(data: ReportData) -> str:
         charts=draw_charts(records),
         evaluations=[record for record in records if "eval/loss" in record],
         of_pairs=any("eval/reward_accuracy" in record for record in records),
+        label_metrics={key: name for key, name in LABEL_METRICS.items() if any(key in record for record in records)},
+        label_charts=[] if data.labels is None else draw_label_charts(data.labels),
         best_step=None if best is None else best["step"],
         prompts=prompt_histories(data.samples),
         lengths_chart=None if data.facts is None else draw_lengths(data.facts.lengths),

@@ -7,7 +7,7 @@ learns may send tokens to other experts than those that the base model has train
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,10 +27,13 @@ _EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 """PEFT takes these names for the experts' where a model holds experts as parameters."""
 
 
-def add_adapter(model: PreTrainedModel, lora: LoraConfig, base_name: str) -> PeftModel:
+def add_adapter(
+    model: PreTrainedModel, lora: LoraConfig, base_name: str, new_token_ids: Sequence[int] = ()
+) -> PeftModel:
     """Put a fresh LoRA adapter on a base model; only the adapter is trainable then.
 
-    Raises `ModelError` where `lora` names layers or parameters that the model does not have.
+    The rows of `new_token_ids` in the output layer are part of it. Raises `ModelError` where `lora` names layers or
+    parameters that the model does not have.
     """
     _check_layer_names(model, "target_modules", lora.target_modules)
     _check_layer_names(model, "modules_to_save", lora.modules_to_save)
@@ -41,14 +44,14 @@ def add_adapter(model: PreTrainedModel, lora: LoraConfig, base_name: str) -> Pef
             # A key that reaches no layer is a mistake; PEFT goes on without it.
             warnings.filterwarnings("error", ".* did not match any targeted module", RuntimeWarning)
             warnings.filterwarnings("error", "You have passed exclude_modules", UserWarning)
-            adapted: PeftModel = get_peft_model(model, peft_config_of(model, lora))
+            adapted: PeftModel = get_peft_model(model, peft_config_of(model, lora, new_token_ids))
     except (ValueError, RuntimeWarning, UserWarning) as error:
         raise ModelError(f"lora_config: {first_line(error).rstrip('.')}; {_layers_there(model)}") from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
     return adapted
 
 
-def peft_config_of(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
+def peft_config_of(model: PreTrainedModel, lora: LoraConfig, new_token_ids: Sequence[int] = ()) -> PeftLoraConfig:
     """PEFT's configuration for an adapter on this model."""
     arguments = lora.model_dump(exclude_none=True)
     arguments = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
@@ -56,6 +59,8 @@ def peft_config_of(model: PreTrainedModel, lora: LoraConfig) -> PeftLoraConfig:
         arguments["target_modules"] = _all_linear(model)
     if lora.target_modules is None:
         arguments["target_modules"] = []  # where nothing is said PEFT adds layers of its own choice
+    if new_token_ids:
+        arguments["trainable_token_indices"] = {_output_layer_name(model): list(new_token_ids)}
     return PeftLoraConfig(**{**arguments, "task_type": "CAUSAL_LM"})
 
 
@@ -80,6 +85,12 @@ def peft_quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
+
+
+def _output_layer_name(model: PreTrainedModel) -> str:
+    output = model.get_output_embeddings()
+    names: dict[torch.nn.Module, str] = {module: name for name, module in model.named_modules()}
+    return names[output]
 
 
 def _linear_layers(model: torch.nn.Module) -> list[str]:

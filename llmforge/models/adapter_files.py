@@ -9,7 +9,7 @@ it over the published base. Since both halves stand in it, the training that wro
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from llmforge.config.model import LoraConfig
 from llmforge.errors import ModelError
 from llmforge.models.adapter import adapted_layers, add_adapter, peft_config_of, peft_quiet
+from llmforge.models.vocabulary import make_room
 
 CONFIG_FILE = "adapter_config.json"
 _COMPARED = (
@@ -43,7 +44,11 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) ->
 def add_saved_adapter(adapted: PeftModel, folder: Path, name: str) -> None:
     """Load one more adapter beside the first, to be chosen by `name`. Raises `ModelError` as `load_adapter` does."""
     _check_files(folder)
-    _read_config(folder)
+    if _new_token_ids(_read_config(folder)) or _new_token_ids(adapted.peft_config["default"]):
+        raise ModelError(
+            f"{folder}: found new tokens of the vocabulary, in this adapter or in the first; allowed are adapters for "
+            "the tokens of the base model; serve it in a process of its own"
+        )
     try:
         with peft_quiet():
             adapted.load_adapter(folder, name, is_trainable=False)
@@ -77,7 +82,8 @@ def resume_adapter(model: PreTrainedModel, lora: LoraConfig, folder: Path) -> Pe
     _check_files(folder)
     saved = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     plain = lora.model_copy(update={"init_lora_weights": True})
-    adapted = add_adapter(model, plain, str(_read_config(folder).base_model_name_or_path))
+    config = _read_config(folder)
+    adapted = add_adapter(model, plain, str(config.base_model_name_or_path), _new_token_ids(config))
     adapted.peft_config["default"].init_lora_weights = lora.init_lora_weights
     for name, layer in _lora_layers(adapted):
         rank, scaling = layer.r["default"], layer.scaling["default"]
@@ -92,9 +98,11 @@ def resume_adapter(model: PreTrainedModel, lora: LoraConfig, folder: Path) -> Pe
     return adapted
 
 
-def start_adapter(model: PreTrainedModel, lora: LoraConfig, base_name: str) -> PeftModel:
+def start_adapter(
+    model: PreTrainedModel, lora: LoraConfig, base_name: str, new_token_ids: Sequence[int] = ()
+) -> PeftModel:
     """A fresh adapter that `save_adapter` can write: see `add_adapter`."""
-    adapted = add_adapter(model, lora, base_name)
+    adapted = add_adapter(model, lora, base_name, new_token_ids)
     for _, layer in _lora_layers(adapted) if lora.changes_base else ():
         _remember(layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
     return adapted
@@ -105,7 +113,8 @@ def save_adapter(adapted: PeftModel, weights: dict[str, torch.Tensor], folder: P
     starts = {name: layer for name, layer in _lora_layers(adapted) if hasattr(layer, _START_A)}
     whole = _with_shared(adapted, weights)
     if not starts:
-        adapted.save_pretrained(folder, state_dict=whole)
+        # Whole embeddings are never part of an adapter; left to itself PEFT asks the hub about the base model's.
+        adapted.save_pretrained(folder, state_dict=whole, save_embedding_layers=False)
         return
     for name, layer in starts.items():
         key_a, key_b = f"{name}.lora_A.default.weight", f"{name}.lora_B.default.weight"
@@ -150,6 +159,7 @@ def _remember(layer: LoraLayer, start_a: torch.Tensor, start_b: torch.Tensor) ->
 
 
 def _load(model: PreTrainedModel, folder: Path, config: PeftLoraConfig, *, is_trainable: bool) -> PeftModel:
+    make_room(model, _new_token_ids(config), like_others=False)
     try:
         with peft_quiet():
             adapted: PeftModel = PeftModel.from_pretrained(model, folder, is_trainable=is_trainable, config=config)
@@ -157,6 +167,12 @@ def _load(model: PreTrainedModel, folder: Path, config: PeftLoraConfig, *, is_tr
         raise ModelError(f"{folder}: the adapter does not fit the base model: {_explain(error)}") from error
     _check_adapter_weights(adapted, folder)
     return adapted
+
+
+def _new_token_ids(config: PeftLoraConfig) -> list[int]:
+    """Tokens that an adapter has rows of the output layer for, as `add_adapter` writes them."""
+    indices = config.trainable_token_indices
+    return sorted({number for numbers in indices.values() for number in numbers}) if isinstance(indices, dict) else []
 
 
 def _check_files(folder: Path) -> None:

@@ -8,7 +8,7 @@ decide where a turn ends.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -74,7 +74,8 @@ def render(
 
     `special_tokens` are the control tokens of the tokenizer: the first one behind the content ends an assistant turn,
     and what follows it (a `<s>` that opens the next turn) is not trained. Where only the last answer is trained, the
-    text in front of it is that of its prompt, also under `system_in_last_user`.
+    text in front of it is that of its prompt, also under `system_in_last_user`. In a `classification` it is a label,
+    which may be a control token, and the text ends with it.
     """
     turns = conversation.turns
     last_only = trains_last_only(task, train_on)
@@ -83,10 +84,14 @@ def render(
         weights = [0.0] * (len(turns) - 1) + weights[-1:]
     templates = compile_templates(prompt_format, special_tokens)
     system_turn = _last_user_turn(turns) if last_only and prompt_format.system_in_last_user else 0
-    trains_prompts = task == "causal_lm"
-    return _render(
+    trains_prompts, label = task == "causal_lm", []
+    if task == "classification":
+        label = _label(conversation, templates)
+        conversation, weights = Conversation(conversation.messages[:-1]), weights[:-1]
+    segments = _render(
         conversation, prompt_format, templates, weights, trains_prompts=trains_prompts, system_turn=system_turn
     )
+    return [*segments, *label]
 
 
 def trains_last_only(task: Task, train_on: TrainOn) -> bool:
@@ -170,6 +175,13 @@ def _answer(templates: Templates, content: Segment, weight: float) -> list[Segme
     if tail:
         segments.append(Segment(tail))
     return segments
+
+
+def _label(conversation: Conversation, templates: Templates) -> list[Segment]:
+    """The last answer up to its content: behind a label nothing is learnt."""
+    message = conversation.messages[-1]
+    answer = _answer(replace(templates, terminator="", answer_tail=""), Segment(message.content), message.weight)
+    return [_owned(segment, len(conversation.messages) - 1) for segment in answer]
 
 
 def _owned(segment: Segment, message: int) -> Segment:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from llmforge.config.base import first_problem
 from llmforge.errors import StorageError
 from llmforge.storage import files
 from llmforge.storage.base import NotFoundError, Storage, read_bytes, write_bytes
@@ -151,11 +152,9 @@ def read_manifest(storage: Storage, prefix: str, name: str = MANIFEST_NAME) -> M
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        found = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
         raise DamagedError(
-            f"{join_uri(storage.root_uri, key)}: not a manifest of format 1: {found}. The file was changed after it was"
-            " written, or a newer llmforge wrote it: use another folder, or remove this one."
+            f"{join_uri(storage.root_uri, key)}: not a manifest of format 1: {first_problem(error)}. The file was "
+            "changed after it was written, or a newer llmforge wrote it: use another folder, or remove this one."
         ) from error
 
 
@@ -193,13 +192,14 @@ def local_folder(
     return folder
 
 
-def check_folder(storage: Storage, prefix: str, manifest: Manifest) -> None:
-    """See that the files of a committed folder are there and have their sizes; those of this machine are read whole.
+def check_folder(storage: Storage, prefix: str, manifest: Manifest, paths: Collection[str] | None = None) -> None:
+    """See that the files of a committed folder (`paths`: only these) are there and have their sizes; those of this
+    machine are read whole.
 
     Raises `DamagedError` that names every wrong file.
     """
     if isinstance(storage, LocalStorage):
-        local_folder(storage, prefix, manifest, storage.root / prefix)
+        local_folder(storage, prefix, manifest, storage.root / prefix, paths)
         return
     sizes = {file.key: file.size_bytes for file in storage.list(prefix)}
 
@@ -209,7 +209,7 @@ def check_folder(storage: Storage, prefix: str, manifest: Manifest) -> None:
             return f"{record.path}: missing"
         return None if found == record.size_bytes else _other_size(record, found)
 
-    _check_files(join_uri(storage.root_uri, prefix), manifest, None, problem_of)
+    _check_files(join_uri(storage.root_uri, prefix), manifest, paths, problem_of)
 
 
 def remove_folder(storage: Storage, prefix: str) -> None:

@@ -1,7 +1,7 @@
-"""The answers of a batch of pairs: which trained token belongs to which of them.
+"""The answers of a batch that are compared: which trained token belongs to which of them.
 
-In: samples whose examples are pairs. Out: `AnswerPairs`, small tensors beside those of the batch. It does not know how
-the tokens are laid out.
+In: samples whose examples are pairs, or rated or mismatched answers. Out: `AnswerPairs`, small tensors beside those of
+the batch. It does not know how the tokens are laid out.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from llmforge.dataset.shards import Sample
 
 @dataclass(frozen=True)
 class AnswerPairs:
-    """The answers in their order, each chosen one before its rejected one."""
+    """The answers in their order, of pairs each chosen one before its rejected one."""
 
     answer_of: torch.Tensor
     """Which answer each trained token belongs to; one that stands in where nothing is trained belongs to none, and has
@@ -29,6 +29,8 @@ class AnswerPairs:
     """Trained tokens of the longest answer, at least 1."""
     reference: torch.Tensor | None = None
     """Their log-probabilities by the reference model, where these were computed beforehand; shape (answers,)."""
+    are_desirable: torch.Tensor | None = None
+    """Of rated answers what their labels say; shape (answers,)."""
 
     def by(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "AnswerPairs":
         """With every tensor moved."""
@@ -38,6 +40,7 @@ class AnswerPairs:
             move(self.num_tokens),
             self.longest,
             None if self.reference is None else move(self.reference),
+            None if self.are_desirable is None else move(self.are_desirable),
         )
 
     def sums(self, values: torch.Tensor) -> torch.Tensor:
@@ -56,7 +59,7 @@ class AnswerPairs:
 
 
 def answer_pairs(samples: Sequence[Sample]) -> AnswerPairs:
-    """Of samples with pairs, perhaps none."""
+    """Of samples with answers that are compared, perhaps none."""
     nothing = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([nothing, *(sample.example_lengths for sample in samples)])
     labels = np.concatenate([nothing, *(sample.labels for sample in samples)])
@@ -64,11 +67,13 @@ def answer_pairs(samples: Sequence[Sample]) -> AnswerPairs:
     num_tokens = np.bincount(answer_of, minlength=len(lengths))
     place_of = np.arange(len(answer_of)) - np.repeat(np.cumsum(num_tokens) - num_tokens, num_tokens)
     references = [sample.reference for sample in samples if sample.reference is not None]
-    stand_in = np.zeros(1, dtype=np.int64)
+    labels_of_answers = [sample.are_desirable for sample in samples if sample.are_desirable is not None]
+    nobody, first = np.full(1, len(lengths)), np.zeros(1, dtype=np.int64)
     return AnswerPairs(
-        torch.from_numpy(answer_of if len(answer_of) else stand_in),
-        torch.from_numpy(place_of if len(place_of) else stand_in),
+        torch.from_numpy(answer_of if len(answer_of) else nobody),
+        torch.from_numpy(place_of if len(place_of) else first),
         torch.from_numpy(num_tokens.astype(np.float32)),
         max(1, int(num_tokens.max(initial=0))),
         torch.from_numpy(np.concatenate(references)) if references else None,
+        torch.from_numpy(np.concatenate(labels_of_answers)) if labels_of_answers else None,
     )

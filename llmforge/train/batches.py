@@ -6,7 +6,8 @@ communication.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class Layout:
     """Tokens of every sample, padding included; None: those of the longest, or none at all in one row."""
     of_pairs: bool = False
     """Every two examples are a chosen and a rejected answer."""
+    rated: bool = False
+    """Every two examples are a rated answer and a mismatched one, which goes into a batch beside."""
     alone: bool = False
     """Every example is laid out as a sample of its own."""
 
@@ -61,7 +64,13 @@ class Batch:
     """Where the layout is by documents: the examples of the row, and its padding as one more of each sample."""
 
     pairs: AnswerPairs | None = None
-    """Where the examples are pairs."""
+    """Where the examples hold answers that are compared."""
+
+    mismatched: "Batch | None" = None
+    """Of rated answers, those by which their reference point is found. Stays where it is when the batch is moved."""
+
+    reference_point: torch.Tensor | None = None
+    """Of rated answers, what they are compared with: a scalar on the device that computes."""
 
     num_token_pairs: int = 0
     """Squares of the lengths of the examples, added up: what attention works through, twice over."""
@@ -85,6 +94,8 @@ class Batch:
             None if self.weights is None else move(self.weights),
             None if self.documents is None else self.documents.to(device),
             None if self.pairs is None else self.pairs.by(move),
+            self.mismatched,
+            self.reference_point,
             self.num_token_pairs,
         )
 
@@ -98,6 +109,8 @@ class Batch:
             None if self.weights is None else self.weights.pin_memory(),
             self.documents,
             None if self.pairs is None else self.pairs.by(torch.Tensor.pin_memory),
+            None if self.mismatched is None else self.mismatched.pinned(),
+            self.reference_point,
             self.num_token_pairs,
         )
 
@@ -111,7 +124,7 @@ class StepBatches:
     """Of the global batch."""
     loss_weight: float
     """The denominator of the loss: weights of these tokens added up, which is their number where all weigh 1; of pairs
-    their number."""
+    and rated answers their number."""
     num_tokens: int
     """Of the global batch, without padding."""
 
@@ -214,8 +227,12 @@ def plan_steps(order: NDArray[np.int64], sequences_per_step: int, shape: tuple[i
 
 def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
     """Lay samples out. Padding has no label and is seen by nobody."""
+    if layout.rated:
+        of_answers = replace(layout, of_pairs=True, rated=False)
+        own, mismatched = (collate(_members(samples, place), of_answers) for place in (0, 1))
+        return replace(own, mismatched=mismatched)
     if layout.alone:
-        samples = [example for sample in samples for example in sample.alone()]
+        samples = [example for sample in samples for example in _alone(sample)]
     lengths = np.array([len(sample.input_ids) for sample in samples])
     width = max(layout.pad_to or 0, int(lengths.max()))
     if layout.by_documents:
@@ -241,9 +258,18 @@ def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
         targets=torch.from_numpy(input_ids[places % len(input_ids)]),
         weights=None if weights is None else torch.from_numpy(weights),
         documents=Documents.of(documents.tolist()) if layout.by_documents else None,
-        pairs=answer_pairs([one for one in samples if one.num_trained_tokens]) if layout.of_pairs else None,
+        pairs=answer_pairs([one for one in samples if one is not EMPTY_SAMPLE]) if layout.of_pairs else None,
         num_token_pairs=sum(int(np.square(sample.example_lengths.astype(np.int64)).sum()) for sample in samples),
     )
+
+
+def _members(samples: Sequence[Sample], place: Literal[0, 1]) -> list[Sample]:
+    """The rated answers of samples, or the mismatched ones."""
+    return [sample if sample is EMPTY_SAMPLE else sample.members(place) for sample in samples]
+
+
+def _alone(sample: Sample) -> list[Sample]:
+    return [sample] if sample is EMPTY_SAMPLE else sample.alone()
 
 
 def _document_lengths(samples: Sequence[Sample], padding: NDArray[np.int64]) -> NDArray[np.int64]:

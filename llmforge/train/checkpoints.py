@@ -20,7 +20,8 @@ from peft import PeftModel
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from llmforge.checkpoint.names import attempt_word, checkpoint_name
+from llmforge.checkpoint.lineage import LINEAGE, Lineage, lineage_json
+from llmforge.checkpoint.names import RESOLVED_JOB_FILE, attempt_word, checkpoint_name
 from llmforge.checkpoint.queue import CAPACITY, SaveQueue
 from llmforge.checkpoint.staging import StagedPart, Staging
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore, ranked
@@ -33,7 +34,6 @@ from llmforge.train.loop import Supervision
 from llmforge.train.optimizer_state import OptimizerState
 from llmforge.train.state import STATE_FILE, TrainerState, save_optimizer_state
 
-RESOLVED_JOB_FILE = "resolved_job.yaml"
 _SMALL_FILES_BYTES = 64 << 20
 """Room for tokenizer, metrics and the like."""
 _OPTIMIZER_BYTES = 12
@@ -53,6 +53,8 @@ class RunIdentity:
     data_prefix: str
     """Of the prepared dataset, which is named by the hash of all that decides it."""
     sequences_per_step: int
+    lineage: Lineage = ()
+    """What it started from, where that was a checkpoint."""
 
     def metadata(self, state: TrainerState) -> dict[str, JsonValue]:
         """For the commit record: what is to be known without opening any file."""
@@ -63,6 +65,7 @@ class RunIdentity:
             **({} if evaluation is None or evaluation.score is None else {"eval_score": evaluation.score}),
             "data": self.data_prefix,
             "sequences_per_step": self.sequences_per_step,
+            LINEAGE: lineage_json(self.lineage),
         }
 
 

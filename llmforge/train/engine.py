@@ -4,9 +4,9 @@ In: a model with its loss, an optimizer, a resolved DeepSpeed configuration, and
 gradients, weights and optimizer state as plain named tensors. It does not know data, files, YAML or Ray.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import deepspeed
@@ -24,6 +24,7 @@ from llmforge.train.optimizer_state import (
     restore_optimizer_state,
     take_optimizer_state,
 )
+from llmforge.train.rated_losses import reference_point
 from llmforge.train.step_clock import StepClock
 
 
@@ -91,9 +92,14 @@ class TrainingEngine:
         return bool(self._engine.zero_optimization_partition_weights())
 
     @property
+    def loss(self) -> NextTokenLoss:
+        """The model with its loss, as it was given."""
+        return cast(NextTokenLoss, self._engine.module)
+
+    @property
     def module(self) -> torch.nn.Module:
         """The model itself, as it was given."""
-        return cast(torch.nn.Module, self._engine.module.model)
+        return cast(torch.nn.Module, self.loss.model)
 
     def step(self, batches: StepBatches, learning_rate: float, notice: int = 0) -> StepResult:
         """Forward and backward over the micro-batches, then one update of the weights.
@@ -103,7 +109,7 @@ class TrainingEngine:
         self._set_learning_rate(learning_rate)
         clock = StepClock(self.device)
         weight = batches.loss_weight or 1.0
-        sums, grad_norm = self._accumulate(batches.micro_batches, 1 / weight, clock)
+        sums, grad_norm = self._accumulate(self._compared(batches.micro_batches), 1 / weight, clock)
         numbers = [notice if self.rank == 0 else 0, *_sizes(batches.micro_batches)]
         (loss, *measured), (agreed_notice, num_positions, num_token_pairs, *peaks) = self._sum(sums, numbers)
         return StepResult(
@@ -117,7 +123,7 @@ class TrainingEngine:
             peak_memory_bytes=tuple(int(peak) for peak in peaks),
             part_seconds=clock.seconds(),
             notice=int(agreed_notice),
-            measures=dict(zip(self._measure_names, (total / weight for total in measured), strict=True)),
+            measures=self.loss.means(measured, weight),
         )
 
     def rehearse(self, batch: Batch) -> None:
@@ -126,8 +132,27 @@ class TrainingEngine:
         """
         scaler = loss_scaler_fields(self._engine)
         self._set_learning_rate(0.0)
-        self._accumulate([batch] * self._engine.gradient_accumulation_steps(), 0.0, StepClock(self.device))
+        batches = self._compared([batch] * self._engine.gradient_accumulation_steps())
+        self._accumulate(batches, 0.0, StepClock(self.device))
         forget_optimizer_state(self._engine, scaler)
+
+    def _compared(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """With the reference point of the global batch that they are a part of, where the loss has one."""
+        if not self.loss.has_reference_point:
+            return batches
+        point = self._reference_point(batches)
+        return [replace(batch, reference_point=point) for batch in batches]
+
+    @torch.no_grad()
+    def _reference_point(self, batches: Iterable[Batch]) -> torch.Tensor:
+        """What rated answers are compared with, by the mismatched ones of all ranks; without dropout."""
+        self._engine.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            assert batch.mismatched is not None
+            total += self._engine(batch.mismatched.to(self.device))
+        dist.all_reduce(total)
+        return reference_point(total)
 
     def _accumulate(
         self, batches: Sequence[Batch], factor: float, clock: StepClock
@@ -153,13 +178,9 @@ class TrainingEngine:
             clock.mark("optimizer")
         return total, grad_norm
 
-    @property
-    def _measure_names(self) -> tuple[str, ...]:
-        return cast(NextTokenLoss, self._engine.module).measure_names
-
     def _zeros(self) -> torch.Tensor:
         """For the sums of the loss and of what is measured beside it."""
-        return torch.zeros(1 + len(self._measure_names), dtype=torch.float64, device=self.device)
+        return torch.zeros(1 + len(self.loss.measure_names), dtype=torch.float64, device=self.device)
 
     def _compute(self, batch: Batch, total: torch.Tensor) -> torch.Tensor:
         """The loss of a micro-batch with its graph; adds it and the measures to `total`."""
@@ -186,18 +207,26 @@ class TrainingEngine:
         """Loss summed over the trained tokens of all ranks' batches, in nats; every rank brings equally many
         batches.
         """
-        return self.measure(batches)[0]
+        return self._summed(batches)[0]
+
+    def measure(self, batches: Callable[[], Iterable[Batch]], weight: float) -> tuple[float, dict[str, float]]:
+        """The mean loss of batches, which may be asked for twice, and what the task measures beside it. `weight`: the
+        denominator of their loss, on all ranks together.
+        """
+        point = self._reference_point(batches()) if self.loss.has_reference_point else None
+        loss, *measured = self._summed(replace(batch, reference_point=point) for batch in batches())
+        return loss / weight, self.loss.means(measured, weight)
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> tuple[float, dict[str, float]]:
-        """As `evaluate`, and what the task measures beside its loss, summed in the same way."""
+    def _summed(self, batches: Iterable[Batch]) -> list[float]:
+        """The loss of all ranks' batches and the measures, summed."""
         self._engine.eval()
         total = self._zeros()
         for batch in batches:
             self._compute(batch, total)
         dist.all_reduce(total)
-        loss, *measured = total.tolist()
-        return loss, dict(zip(self._measure_names, measured, strict=True))
+        sums: list[float] = total.tolist()
+        return sums
 
     def weights(self, *, trainable_only: bool) -> dict[str, torch.Tensor]:
         """All weights (or the trained ones) in full, on the CPU of rank 0; the other ranks get an empty mapping."""

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from llmforge.config.training import ClassifierConfig, PreferenceTuningConfig
 from llmforge.train.batches import Batch, TrainingBatches
 from llmforge.train.engine import TrainingEngine
+from llmforge.train.preference_losses import ACCURACY
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,21 @@ def evaluate(
     batches: TrainingBatches,
     advance: Callable[[], None] = lambda: None,
 ) -> EvaluationResult:
-    """The loss of the model as it stands on all validation batches; `advance` is called at each of them."""
+    """The loss of the model as it stands on all validation batches; `advance` is called at each of them, twice where
+    the loss has a reference point, which is that of the whole validation data.
+    """
 
     def counted() -> Iterator[Batch]:
         for index in range(batches.steps_per_epoch):
             advance()
             yield from batches.step(index).micro_batches
 
-    total, measured = engine.measure(counted())
-    weight = batches.loss_weight
-    measures = {name: value / weight for name, value in measured.items()}
-    return EvaluationResult(total / weight, batches.num_trained_tokens, measures)
+    loss, measures = engine.measure(counted, batches.loss_weight)
+    return EvaluationResult(loss, batches.num_trained_tokens, measures)
+
+
+def compared_by(preference: PreferenceTuningConfig | None, classifier: ClassifierConfig | None) -> str | None:
+    """The measure that says which of several evaluations is the best, higher is better; None: their loss."""
+    if classifier is not None and classifier.best_by != "loss":
+        return classifier.best_by
+    return ACCURACY if preference is not None and preference.best_by == "accuracy" else None

@@ -4,6 +4,7 @@ Everything it touches is passed in; it knows nothing of Ray, YAML, S3 or DeepSpe
 loss function, never by another loop.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def _evaluate(parts: LoopParts, evaluate: Callable[[], EvaluationResult], state:
     parts.supervision.enter("evaluating", state.step)
     started = time.perf_counter()
     result = evaluate()
-    score = None if plan.best_by is None else result.measures[plan.best_by]
+    score = None if plan.best_by is None else result.measures.get(plan.best_by, math.nan)
     state.evaluations.append(Evaluation(step=state.step, loss=result.loss, score=score))
     measures = {f"eval/{name}": value for name, value in result.measures.items()}
     record = {

@@ -11,6 +11,7 @@ twice. The idea is that of Liger's fused linear cross entropy (Hsu et al. 2024, 
 layer: tied or not, with an adapter or a bias.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -44,11 +45,17 @@ class NextTokenLoss(torch.nn.Module):
         self.uses_own_logits = False
         """Whether the model computes its logits itself, all at once, and not `head`."""
         self.measure_names: tuple[str, ...] = ()
-        """What is measured beside the loss."""
+        """What is measured beside the loss, in the order in which it is summed."""
+        self.has_reference_point = False
+        """Whether it compares with a number of the whole global batch, which must be given to it with every batch."""
 
     @property
     def _base(self) -> PreTrainedModel:
         return cast(PreTrainedModel, self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+
+    def means(self, sums: Sequence[float], weight: float) -> dict[str, float]:
+        """What is measured, by names, from the sums over a global batch and the denominator of its loss."""
+        return {name: total / weight for name, total in zip(self.measure_names, sums, strict=True)}
 
     def forward(self, batch: Batch) -> Computed:
         """The sum, a scalar in float32."""
@@ -118,14 +125,23 @@ class OutputLoss(torch.nn.Module):
         return self._scale(self.layer.forward(hidden))  # not called, so that no hook of ZeRO-3 runs for each chunk
 
     def forward(
-        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, *, each: bool = False
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor | None,
+        *,
+        each: bool = False,
+        columns: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cross entropy times `weights`, summed, a scalar in float32; or that of `each` position, without a gradient.
+        """Cross entropy times `weights`, summed, a scalar in float32; or without a gradient that of `each` position, or
+        the logits of the tokens in `columns`, shape (positions, columns).
 
         `hidden` has shape (positions, hidden size), `targets` and `weights` (positions,).
         """
         if each:
             return self._each(hidden, targets)
+        if columns is not None:
+            return self._columns(hidden, columns)
         if self._fused_loss is not None and weights is None:
             return self._fused_loss(hidden, cast(torch.nn.Linear, self.layer), targets)
         trained = [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
@@ -143,6 +159,11 @@ class OutputLoss(torch.nn.Module):
         return torch.cat(
             [functional.cross_entropy(self.logits(hidden[p]).float(), targets[p], reduction="none") for p in parts]
         )
+
+    @torch.no_grad()
+    def _columns(self, hidden: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        parts = self.chunks(len(hidden), hidden.device)
+        return torch.cat([self.logits(hidden[part])[:, columns].float() for part in parts])
 
     def chunks(self, num_positions: int, device: torch.device) -> list[slice]:
         """The positions of which logits are computed at one time."""

@@ -15,10 +15,13 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from llmforge.config.classifier import Classifier
 from llmforge.config.deepspeed import deepspeed_config_of
 from llmforge.config.job import JobConfig
 from llmforge.config.operations import StepOperations
-from llmforge.dataset.tokenize import special_tokens
+from llmforge.dataset.added_tokens import added_tokens, control_token
+from llmforge.dataset.labels import labelled_tokenizer, new_classifier
+from llmforge.dataset.tokenize import SegmentTokenizer, special_tokens
 from llmforge.models.adapter_files import continue_adapter, load_adapter, resume_adapter, start_adapter
 from llmforge.models.attention import BY_DOCUMENTS, use_attention
 from llmforge.models.folder import adapter_folder, model_folder, read_model_facts, read_tokenizer_json
@@ -26,8 +29,10 @@ from llmforge.models.liger import apply_liger_kernel, fused_loss, wants_fused_lo
 from llmforge.models.load import Precision, load_base_model, load_tokenizer
 from llmforge.models.operations import count_operations
 from llmforge.models.partitioned import partitioned_loading
+from llmforge.models.vocabulary import make_room
 from llmforge.prompt.chat_template import chat_template
 from llmforge.train.batches import Batch, Layout
+from llmforge.train.classification import ClassificationLoss
 from llmforge.train.engine import TrainingEngine, start_deepspeed
 from llmforge.train.losses import NextTokenLoss
 from llmforge.train.optim import build_optimizer
@@ -44,6 +49,8 @@ class PreparedModel:
     operations: StepOperations
     loaded_attention: str
     """What `transformers` gave the model when it was loaded, and gives it again to whoever asks it."""
+    classifier: Classifier | None = None
+    """Before anything is measured; None in other tasks."""
 
 
 def prepare_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> PreparedModel:
@@ -68,20 +75,28 @@ def prepare_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> 
     learning_rate = job.learning_rate
     assert learning_rate is not None  # `resolve_job` has filled it in
     optimizer = build_optimizer(model.parameters(), job.optimizer, learning_rate)
-    loss = _loss(job, model)
+    classifier = _classifier(job)
+    loss = _loss(job, model, classifier)
     operations = count_operations(model)
     engine = TrainingEngine(loss, optimizer, deepspeed_config, device)
     layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)
     _prove(engine, loss, layout, job)
-    if job.is_paired:
-        layout = replace(layout, of_pairs=True, alone=not job.packing)
-    return PreparedModel(engine, layout, operations, loaded_attention)
+    if job.preference_tuning_config is not None:
+        layout = replace(layout, of_pairs=job.is_paired, rated=job.is_rated, alone=not job.packing)
+    return PreparedModel(engine, layout, operations, loaded_attention, classifier)
 
 
-def _loss(job: JobConfig, model: PreTrainedModel) -> NextTokenLoss:
+def _classifier(job: JobConfig) -> Classifier | None:
+    if job.classifier_config is None:
+        return None
+    return new_classifier(job, SegmentTokenizer(read_job_tokenizer(job)))
+
+
+def _loss(job: JobConfig, model: PreTrainedModel, classifier: Classifier | None) -> NextTokenLoss:
     if job.preference_tuning_config is not None:
         return PreferenceLoss(model, job.preference_tuning_config)
-    return NextTokenLoss(model, fused_loss() if wants_fused_loss(job.liger_kernel) else None)
+    fused = fused_loss() if wants_fused_loss(job.liger_kernel) else None
+    return NextTokenLoss(model, fused) if classifier is None else ClassificationLoss(model, classifier.token_ids, fused)
 
 
 def _prove(engine: TrainingEngine, loss: NextTokenLoss, layout: Layout, job: JobConfig) -> None:
@@ -97,6 +112,8 @@ def _prove(engine: TrainingEngine, loss: NextTokenLoss, layout: Layout, job: Job
 def build_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> PreTrainedModel:
     """The model to train: from a checkpoint of this run, or from where the job says that it starts."""
     base, base_name = _build_base(job, restored, cache_folder)
+    new_token_ids = list(_added_tokens(job).values())
+    make_room(base, new_token_ids, like_others=True)
     if job.lora_config is None:
         return base
     if restored is not None:
@@ -105,7 +122,7 @@ def build_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> Pr
         folder = adapter_folder(job.initial_adapter_model_ckpt_path, cache_folder)
         adapted = continue_adapter(base, job.lora_config, folder, base_name)
     else:
-        adapted = start_adapter(base, job.lora_config, base_name)
+        adapted = start_adapter(base, job.lora_config, base_name, new_token_ids)
     return cast(PreTrainedModel, adapted)
 
 
@@ -128,7 +145,7 @@ def _build_base(job: JobConfig, restored: Path | None, cache_folder: Path) -> tu
         weights = model_folder(initial, with_weights=True, cache_folder=cache_folder)
     base_name = initial if isinstance(initial, str) else str(weights)
     if job.lora_config is None and restored is not None:
-        weights = restored
+        architecture = weights = restored
     base = load_base_model(architecture, weights, precision=precision, quantization=job.quantization)
     if job.liger_kernel is not None and job.liger_kernel.enabled:
         apply_liger_kernel(base, job.liger_kernel.kwargs)
@@ -137,7 +154,19 @@ def _build_base(job: JobConfig, restored: Path | None, cache_folder: Path) -> tu
 
 def build_tokenizer(job: JobConfig) -> PreTrainedTokenizerFast:
     """As it is saved: with the chat template of the job's prompt format."""
-    folder = model_folder(job.model_id, with_weights=False)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = chat_template(job.prompt_format, frozenset(special_tokens(read_tokenizer_json(folder))))
+    tokenizer = load_tokenizer(model_folder(job.model_id, with_weights=False))
+    tokenizer.add_tokens([control_token(text) for text in _added_tokens(job)], special_tokens=True)
+    tokenizer.chat_template = chat_template(job.prompt_format, frozenset(special_tokens(read_job_tokenizer(job))))
     return tokenizer
+
+
+def read_job_tokenizer(job: JobConfig) -> str:
+    """The text of the tokenizer of a resolved job: that of its model, with a token for each of its labels."""
+    published = read_tokenizer_json(model_folder(job.model_id, with_weights=False))
+    return labelled_tokenizer(job.labels, job.prompt_format, published)
+
+
+def _added_tokens(job: JobConfig) -> dict[str, int]:
+    """What the tokenizer of a job has and that of its model has not."""
+    published = read_tokenizer_json(model_folder(job.model_id, with_weights=False))
+    return added_tokens(published, read_job_tokenizer(job))

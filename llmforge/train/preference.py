@@ -1,7 +1,7 @@
-"""The loss of a micro-batch of pairs: how much likelier a model finds the chosen answers than the rejected ones.
+"""The loss of a micro-batch of answers that are compared: chosen ones with rejected ones, or each with a number.
 
-In: a `Batch` with `AnswerPairs`. Out: a sum over pairs, and what is measured of them. The losses themselves, functions
-of the log-probabilities of whole answers, are in `preference_losses.py`.
+In: a `Batch` with `AnswerPairs`. Out: a sum over pairs or answers, and what is measured of them. The losses themselves,
+functions of the log-probabilities of whole answers, are in `preference_losses.py` and `rated_losses.py`.
 
 The log-probability of an answer needs all of its tokens before its gradient is known, so the output layer is passed
 twice: first without gradients, for the sums `s`, from which follow the loss `L(s)` and its gradient `dL/ds` by
@@ -9,7 +9,7 @@ autograd on the small vector. Then `OutputLoss` computes the cross entropy with 
 each of its tokens, whose gradient is that of `L`. No matrix of tokens x vocabulary exists at any time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,14 @@ from llmforge.train.answer_pairs import AnswerPairs
 from llmforge.train.batches import Batch
 from llmforge.train.losses import Computed, NextTokenLoss
 from llmforge.train.preference_losses import PairScores, measure_names, measure_pairs, pair_losses
+from llmforge.train.rated_losses import (
+    RATED_SUMS,
+    RatedScores,
+    log_ratio_total,
+    measure_rated,
+    rated_losses,
+    rated_means,
+)
 
 
 class AnswerScorer(NextTokenLoss):
@@ -41,41 +49,66 @@ class AnswerScorer(NextTokenLoss):
 
 
 class PreferenceLoss(AnswerScorer):
-    """The loss of every pair, summed; of a batch without pairs, the loss of next tokens."""
+    """The loss of every pair or rated answer, summed; of a batch without them, the loss of next tokens."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, config: PreferenceTuningConfig) -> None:
         """`config` with its defaults filled in."""
         super().__init__(model)
         self._config = config
-        self.measure_names = measure_names(config)
+        self.has_reference_point = config.loss == "kto"
+        self.measure_names = RATED_SUMS if self.has_reference_point else measure_names(config)
+
+    def means(self, sums: Sequence[float], weight: float) -> dict[str, float]:
+        """Over pairs or answers, of which there are as many as the weight says."""
+        return rated_means(sums, weight) if self.has_reference_point else super().means(sums, weight)
 
     def forward(self, batch: Batch) -> Computed:
-        """The sum, a scalar in float32, and the sums of the measures."""
+        """The sum, a scalar in float32, and the sums of the measures; of mismatched answers what makes up the reference
+        point.
+        """
         pairs = batch.pairs
         if pairs is None:
             return super().forward(batch)
         reference = self._reference(batch, pairs)
+        if self.has_reference_point and batch.reference_point is None:
+            assert reference is not None
+            return log_ratio_total(self.answer_sums(batch, pairs), reference, pairs.num_tokens)
         if self.uses_own_logits:
-            return self._scored(pairs.sums(-_losses_of(self.own_logits(batch), batch)), pairs, reference)
+            return self._scored(pairs.sums(-_losses_of(self.own_logits(batch), batch)), batch, reference)
         hidden = self.hidden_states(batch)
         sums = self.sums_of(hidden, batch, pairs)
         if not torch.is_grad_enabled():
-            return self._scored(sums, pairs, reference)
-        loss, measures = self._scored(sums.requires_grad_(), pairs, reference)
+            return self._scored(sums, batch, reference)
+        loss, measures = self._scored(sums.requires_grad_(), batch, reference)
         (gradient,) = torch.autograd.grad(loss, sums)
         same_gradient = self.head(hidden, batch.targets, pairs.to_tokens(-gradient))
         return loss.detach() + (same_gradient - same_gradient.detach()), measures
 
     def _scored(
-        self, sums: torch.Tensor, pairs: AnswerPairs, reference: torch.Tensor | None
+        self, sums: torch.Tensor, batch: Batch, reference: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss with its gradient by the sums, and the measures."""
+        pairs = batch.pairs
+        assert pairs is not None
+        if batch.reference_point is not None:
+            assert reference is not None
+            return self._rated(sums, reference, pairs, batch.reference_point)
         scores = PairScores(
             *_split(sums), *_split(pairs.num_tokens), *((None, None) if reference is None else _split(reference))
         )
         with torch.no_grad():
             measures = measure_pairs(scores, self._config)
         return pair_losses(scores, self._config).sum(), measures
+
+    def _rated(
+        self, sums: torch.Tensor, reference: torch.Tensor, answers: AnswerPairs, reference_point: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of rated answers; where there are none there are no labels either."""
+        labels = answers.num_tokens.bool() if answers.are_desirable is None else answers.are_desirable
+        scores = RatedScores(sums, reference, labels, reference_point)
+        with torch.no_grad():
+            measures = measure_rated(scores, self._config)
+        return rated_losses(scores, self._config).sum(), measures
 
     def _reference(self, batch: Batch, pairs: AnswerPairs) -> torch.Tensor | None:
         """Log-probabilities by the reference model, where the loss has one; shape (answers,)."""

@@ -19,8 +19,10 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
+from llmforge.checkpoint.find import CheckpointAddress
 from llmforge.config.demand import count_places
 from llmforge.config.job import JobConfig
+from llmforge.config.model import WEIGHTS_KEYS, HubModel
 from llmforge.config.training import LogprobScaling
 from llmforge.dataset.prepared import PreparedDataset
 from llmforge.dataset.reference import SCHEMA, commit_reference, has_reference, reference_name
@@ -71,13 +73,20 @@ def with_reference(
 
 def _decides(job: JobConfig, cache_folder: Path) -> dict[str, object]:
     """All that tells the numbers from others."""
-    models = (job.model_id, job.initial_base_model_ckpt_path, job.initial_adapter_model_ckpt_path)
+    models = (job.model_id, *(getattr(job, key) for key in WEIGHTS_KEYS))
     quantization = job.quantization
     return {
-        "weights": [None if model is None else weights_identity(model, cache_folder) for model in models],
+        "weights": [None if model is None else _identity(model, cache_folder) for model in models],
         "precision": job.precision,
         "quantization": None if quantization is None else quantization.model_dump(mode="json"),
     }
+
+
+def _identity(model: str | HubModel, cache_folder: Path) -> list[str]:
+    """A checkpoint is told by its address, since its name is never used twice: so it may be gone when a run goes on."""
+    if isinstance(model, str) and CheckpointAddress.of(model).name is not None:
+        return [model]
+    return weights_identity(model, cache_folder)
 
 
 def _scored(task: ReferenceTask, count: int, job: JobConfig) -> Iterator[tuple[int, NDArray[np.float32]]]:

@@ -8,7 +8,7 @@ nothing itself.
 import logging
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -20,18 +20,23 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from llmforge.answers.evaluation_prompts import with_checked_prompts
 from llmforge.answers.prompt_maker import PromptMaker
+from llmforge.checkpoint.lineage import Lineage
+from llmforge.checkpoint.names import RESOLVED_JOB_FILE
+from llmforge.checkpoint.run_end import RunEnd, remove_end, write_end
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.config.deepspeed import deepspeed_config_of, read_deepspeed
 from llmforge.config.demand import resources_per_worker
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
-from llmforge.config.resolve import JobFacts, resolve_job
+from llmforge.config.resolve import JobFacts, default_run_name, resolve_job
 from llmforge.config.sizing import size_job
 from llmforge.dataset.facts import data_facts
 from llmforge.dataset.job_format import with_imported_format
+from llmforge.dataset.labels import check_label_counts, tokenizer_with_labels
 from llmforge.dataset.pipeline import prepare
 from llmforge.dataset.prepared import PreparedDataset
 from llmforge.dataset.preview import preview_rows
+from llmforge.dataset.rated import warn_of_imbalance
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText, special_tokens
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
@@ -51,6 +56,7 @@ from llmforge.train.reference import wants_reference, with_reference
 from llmforge.train.run_folder import check_continuity, check_run_folder, latest_run_of
 from llmforge.train.run_report import store_report
 from llmforge.train.services import RunServices, check_services
+from llmforge.train.start import with_start
 from llmforge.train.supervisor import Supervisor
 from llmforge.train.task import WorkerTask
 
@@ -92,8 +98,8 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
         start_ray(verbose=request.verbose)
     with timer.phase("read model files"):
         model = read_model_files(model_folder(request.job.model_id, with_weights=False))
+    job, model, output, lineage = _resolve(request, model)
     tokenizer = TokenizerText(model.tokenizer_json, model.eos_token)
-    job, output = _resolve(request, model)
     for lint in find_lints(job.prompt_format, frozenset(special_tokens(model.tokenizer_json))):
         logger.warning("prompt format: %s", lint)
     run_uri = join_uri(job.output_dir, str(job.run_name))
@@ -101,12 +107,13 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     checkpoints = CheckpointStore(run_storage)
     check_run_folder(checkpoints, resume=request.resume)
     driver = take_over(run_storage)
+    remove_end(run_storage)
     job, prepared = _prepare(job, model, output, request.cache_folder, display, timer)
     for checkpoint in checkpoints.list()[-1:]:
         check_continuity(checkpoint, job, prepared.prefix)
     job_text = job_to_yaml(job, request.job)
     write_bytes(run_storage, "job.yaml", request.submitted_text.encode())
-    write_bytes(run_storage, "resolved_job.yaml", job_text.encode())
+    write_bytes(run_storage, RESOLVED_JOB_FILE, job_text.encode())
     display.phase("starting workers")
     services = RunServices(checkpoints)
     services.open(job, resume=request.resume, tell=display.message)
@@ -117,6 +124,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
                 job_json=job.model_dump_json(),
                 resolved_job_text=job_text,
                 run_uri=run_uri,
+                lineage=lineage,
                 prepared=prepared,
                 cache_folder=str(request.cache_folder),
                 mailbox=receiver.mailbox,
@@ -128,6 +136,7 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     finally:
         record.close()
     best, latest = checkpoints.resolve("best"), checkpoints.resolve("latest")
+    write_end(run_storage, RunEnd(outcome="stopped" if record.is_stopped else "finished", step=latest.step))
     if record.is_stopped:
         return RunResult(run_uri, best, latest, stopped_by=signal_number)
     result = RunResult(run_uri, best, latest)
@@ -139,26 +148,31 @@ def run_training(request: RunRequest, display: ProgressDisplay, timer: PhaseTime
     return result
 
 
-def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, Storage]:
-    """The resolved job, and its output storage, proven to be writable."""
-    cluster = cluster_facts()
+def _resolve(request: RunRequest, model: ModelFiles) -> tuple[JobConfig, ModelFiles, Storage, Lineage]:
+    """The resolved job, its model with the tokenizer of the job, its output storage, proven to be writable, and what it
+    starts from.
+    """
+    cluster, started_at = cluster_facts(), datetime.now()
     job = with_imported_format(read_deepspeed(request.job), model.template, request.cache_folder)
     storage = open_storage(job.output_dir)
-    if request.resume and job.run_name is None:
-        job = job.model_copy(update={"run_name": latest_run_of(job, storage)})
+    if job.run_name is None:  # by the job as it was submitted
+        name = latest_run_of(job, storage) if request.resume else default_run_name(job, started_at)
+        job = job.model_copy(update={"run_name": name})
+    job, lineage = with_start(job, resume=request.resume)
     facts = JobFacts(
         has_gpu=cluster.num_gpus > 0 or (cluster.can_grow and request.job.accelerator == "gpu"),
-        started_at=datetime.now(),
+        started_at=started_at,
         model_context_length=model.facts.context_length,
         model=model.facts.sizes,
     )
     job = _with_absolute_folders(resolve_job(job, facts))
+    model = replace(model, tokenizer_json=tokenizer_with_labels(job, model.tokenizer_json))
     job = _with_evaluation_prompts(job, model, request.cache_folder)
     deepspeed_config_of(job, model.facts.hidden_size or 0)  # the workers' own, made here for its checks
     check_resources(job, cluster)
     check_writable(storage)
     check_services(job)
-    return job, storage
+    return job, model, storage, lineage
 
 
 def _prepare(
@@ -181,6 +195,9 @@ def _prepare(
             progress=display.data,
         )
     display.message(prepared.stats.describe())
+    warn_of_imbalance(job, prepared.stats)
+    if job.classifier_config is not None:
+        check_label_counts(job.classifier_config, prepared.stats)
     if wants_reference(job):
         display.phase("asking the reference model")
         with timer.phase("ask the reference model"):

@@ -25,10 +25,9 @@ from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import ModelError
 from llmforge.metrics.samples import Sample
 from llmforge.models.answering import ready_to_answer
-from llmforge.models.folder import model_folder, read_tokenizer_json
 from llmforge.train.engine import TrainingEngine
 from llmforge.train.memory import is_shortage
-from llmforge.train.model import PreparedModel, build_tokenizer
+from llmforge.train.model import PreparedModel, build_tokenizer, read_job_tokenizer
 
 _IDLE = Prompt([0], 1, -1)
 """What a rank without a batch of its own goes through the model with."""
@@ -119,7 +118,7 @@ def prepare_sampler(job: JobConfig, model: PreparedModel, advance: Callable[[], 
         AnswerFormat(
             prompt_format=job.prompt_format,
             generation=job.generation_config,
-            encoder=SegmentTokenizer(read_tokenizer_json(model_folder(job.model_id, with_weights=False))),
+            encoder=SegmentTokenizer(read_job_tokenizer(job)),
             context_length=getattr(base.config.get_text_config(), "max_position_embeddings", None),
             decoder=tokenizer,
             end_of_sequence_ids=end_of_sequence_ids(base.generation_config, tokenizer),

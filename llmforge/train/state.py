@@ -30,9 +30,8 @@ class Evaluation(StrictModel):
     @property
     def rank(self) -> float:
         """Lower is better; infinite where training has diverged."""
-        if not math.isfinite(self.loss):
-            return math.inf
-        return self.loss if self.score is None else -self.score
+        rank = self.loss if self.score is None else -self.score
+        return rank if math.isfinite(self.loss) and math.isfinite(rank) else math.inf
 
 
 class TrainerState(BaseModel):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from llmforge.checkpoint.lineage import Lineage
 from llmforge.dataset.prepared import PreparedDataset
 from llmforge.dataset.shards import Split
 from llmforge.train.driver_record import Driver
@@ -16,6 +17,8 @@ class WorkerTask:
     """The resolved job, validated again by the worker."""
     resolved_job_text: str
     run_uri: str
+    lineage: Lineage
+    """For its checkpoints."""
     prepared: PreparedDataset
     cache_folder: str
     mailbox: Any

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -38,13 +39,13 @@ from llmforge.storage.patience import open_patiently
 from llmforge.train.batches import Layout, TrainingBatches
 from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
+from llmforge.train.classifier_files import ClassifierFiles
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.evaluate import EvaluationResult, evaluate
+from llmforge.train.evaluate import EvaluationResult, compared_by, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.memory import device_memory_bytes, shortage_explained
 from llmforge.train.model import PreparedModel, build_tokenizer, prepare_model
 from llmforge.train.optim import scheduled_learning_rate
-from llmforge.train.preference_losses import ACCURACY
 from llmforge.train.prefetch import Prefetcher
 from llmforge.train.pulse import Pulse
 from llmforge.train.recovery import Restored, finish_or_remove_leftovers, from_rank_0, restore_newest
@@ -110,9 +111,13 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
     plan = _plan(job, batches.steps_per_epoch)
     with TemporaryDirectory(prefix="llmforge-worker-") as folder, ExitStack() as closed_at_the_end:
         metrics_file, samples_file = Path(folder, METRICS_FILE), Path(folder, SAMPLES_FILE)
+        labels = ClassifierFiles(Path(folder))
+        record_files = [metrics_file, samples_file, *labels.paths]
         if restored is not None:
-            restored.copy_to(metrics_file)
-            restored.copy_to(samples_file)
+            for file in record_files:
+                restored.copy_to(file)
+        if model.classifier is not None:
+            labels.begin(model.classifier)
         curves = closed_at_the_end.enter_context(closing(JsonlLogger(metrics_file, resume_from_step=state.step)))
         answers = SampleLog(samples_file, resume_from_step=state.step)
         writer = CheckpointWriter(
@@ -126,8 +131,9 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
                 task.resolved_job_text,
                 task.prepared.prefix,
                 batches.sequences_per_step,
+                task.lineage,
             ),
-            record_files=[metrics_file, samples_file],
+            record_files=record_files,
             num_to_keep=job.num_checkpoints_to_keep,
             supervision=worker.pulse,
             on_commit=lambda info: sender.send(Event("checkpoint", step=info.step, text=info.name)),
@@ -141,7 +147,7 @@ def _train(worker: _Worker, tell_ready: Callable[[], None]) -> None:
             engine=engine,
             batches=closed_at_the_end.enter_context(Prefetcher(batches, pin_memory=engine.device.type == "cuda")),
             learning_rate=_learning_rate(job),
-            evaluate=_evaluation(worker, engine, layout),
+            evaluate=_evaluation(worker, model, labels),
             checkpoints=writer,
             supervision=worker.pulse,
             logger=MultiLogger([sender, curves]),
@@ -237,11 +243,16 @@ def _open(job: JobConfig, task: WorkerTask, split: Split) -> SampleReader:
     )
 
 
-def _evaluation(worker: _Worker, engine: TrainingEngine, layout: Layout) -> Callable[[], EvaluationResult] | None:
-    if worker.task.prepared.stats.valid is None:
+def _evaluation(worker: _Worker, model: PreparedModel, files: ClassifierFiles) -> Callable[[], EvaluationResult] | None:
+    job, task = worker.job, worker.task
+    if task.prepared.stats.valid is None:
         return None
-    batches = _evaluation_batches(worker.job, worker.task, engine, layout)
-    return partial(evaluate, engine, batches, worker.pulse.advance)
+    batches = _evaluation_batches(job, task, model.engine, model.layout)
+    if model.classifier is None:
+        return partial(evaluate, model.engine, batches, worker.pulse.advance)
+    evaluate_classifier = import_module("llmforge.train.label_evaluation").evaluate_classifier  # imports scikit-learn
+    start = model.classifier, job.classifier_config
+    return partial(evaluate_classifier, model.engine, batches, *start, files, worker.pulse.advance)
 
 
 def _answering(worker: _Worker, model: PreparedModel, log: SampleLog) -> Callable[[int], None] | None:
@@ -266,13 +277,8 @@ def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
         eval_first=job.eval_first,
         early_stopping=job.early_stopping,
         seed=job.seed,
-        best_by=_best_by(job),
+        best_by=compared_by(job.preference_tuning_config, job.classifier_config),
     )
-
-
-def _best_by(job: JobConfig) -> str | None:
-    config = job.preference_tuning_config
-    return ACCURACY if config is not None and config.best_by == "accuracy" else None
 
 
 def _learning_rate(job: JobConfig) -> Callable[[int], float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from llmforge.answers.batch import Answer, BatchLimits, Prompt, answer_prompts, plan_batches
 from llmforge.answers.sampling import Sampling
 from llmforge.inference.generate import Generator
-from llmforge.inference.load import TrainedModel, load_trained_model
-from tests.inference.runs import generated_by, make_job, make_run, reference, spelled
+from llmforge.inference.load import TrainedModel
+from tests.inference.runs import generated_by, make_job, reference, spelled
 
 
 def prompts_of(*sizes: tuple[int, int]) -> list[Prompt]:
@@ -61,23 +60,6 @@ def test_batches_keep_their_limits(
         assert len(batch) == 1 or num_tokens is None or size <= num_tokens
         assert num_rows is None or len(batch) <= num_rows
         assert mixes_rooms or len({prompt.room for prompt in batch}) == 1
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small a model only waits for more of them."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def model(material: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """The model as a run would leave it, loaded."""
-    folder = tmp_path_factory.mktemp("model")
-    run = make_run(material / "models" / "stories260K-hf", folder)
-    return load_trained_model(str(run), "best", folder / "cache")
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from llmforge.checkpoint.lineage import Ancestor
 from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
 from llmforge.cli.main import app
 from llmforge.errors import CheckpointError
 from llmforge.storage.base import open_storage
+from tests.checkpoint.run_folders import job, save_run
 from tests.checkpoint.saving import ATTEMPT, rank_files, save
 from tests.cli.conftest import Llmforge
 
@@ -63,7 +65,7 @@ def test_json(infos: list[CheckpointInfo], tmp_path: Path) -> None:
     done = checkpoints(f"{tmp_path}/run", "--json", "--verify")
     assert done.exit_code == 0
     found = json.loads(done.stdout)
-    assert found["run"] == f"{tmp_path}/run"
+    assert (found["run"], found["lineage"]) == (f"{tmp_path}/run", [])
     assert [(row["step"], row["state"], row["is_verified"]) for row in found["checkpoints"]] == [
         (20, "complete", True),
         (40, "complete", True),
@@ -145,6 +147,26 @@ def test_no_checkpoint_there(infos: list[CheckpointInfo], tmp_path: Path, place:
     assert str(done.exception) == (
         f"{tmp_path}/{run}: {what}; expected the folder of a run (with checkpoints/ in it) or of one checkpoint"
     )
+
+
+def test_what_a_run_started_from(tmp_path: Path) -> None:
+    places = {
+        run: f"{tmp_path}/{run}/checkpoints/step-{step:08d}-{ATTEMPT}" for run, step in (("text", 9), ("sft", 70))
+    }
+    steps = {"text": 9, "sft": 70}
+    lineage = tuple(
+        Ancestor(run=run, checkpoint=uri.rpartition("/")[2], step=steps[run], uri=uri, manifest_sha256=64 * "0")
+        for run, uri in places.items()
+    )
+    save_run(job(tmp_path, run_name="dpo"), [1.0], lineage=lineage)
+    lines = checkpoints(f"{tmp_path}/dpo").stdout.splitlines()
+    assert lines[2:] == [
+        "trained in: text (step 9) -> sft (step 70) -> dpo",
+        f"    text: {places['text']}",
+        f"    sft: {places['sft']}",
+    ]
+    found = json.loads(checkpoints(f"{tmp_path}/dpo", "--json").stdout)
+    assert found["lineage"] == [ancestor.model_dump() for ancestor in lineage]
 
 
 @pytest.mark.slow

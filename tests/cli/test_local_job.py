@@ -12,6 +12,8 @@ from llmforge.config.families import find_family
 from llmforge.config.job import JobConfig
 from llmforge.errors import ConfigError, ModelError
 from llmforge.prompt.chat_template import chat_template
+from tests.checkpoint.run_folders import job as trained_job
+from tests.checkpoint.run_folders import save_run
 from tests.prompt.formats import CHATML, LLAMA_3, SPECIAL_TOKENS
 from tests.prompt.tokenizers import byte_tokenizer
 
@@ -53,6 +55,13 @@ def test_the_format_of_the_tokenizer(model: Path) -> None:
     template = chat_template(LLAMA_3, SPECIAL_TOKENS)
     (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     assert resolve_locally(_job(model)).job.prompt_format == LLAMA_3
+
+
+def test_the_format_of_the_run_that_it_starts_from(model: Path, tmp_path: Path) -> None:
+    """Also while that one is trained: its format stands."""
+    save_run(trained_job(tmp_path, model_id=str(model), run_name="sft", format=LLAMA_3), [], outcome=None)
+    job = _job(model, output_dir=str(tmp_path), initial_base_model_ckpt_path="run:sft")
+    assert resolve_locally(job).job.prompt_format == LLAMA_3
 
 
 def test_no_format_and_no_such_folder(model: Path) -> None:

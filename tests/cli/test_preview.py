@@ -293,3 +293,17 @@ def test_both_answers_of_a_pair(preview: Preview) -> None:
     assert [line for line in lines if line.startswith("row 1")] == [
         f"row 1  rows.jsonl:1, {which}" for which in ("chosen", "rejected")
     ]
+
+
+def test_an_answer_that_is_rated(preview: Preview) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "1+1?", "completion": "11", "label": False}))
+    (line,) = preview("preference_tuning_config.loss=kto", num_rows=1, as_json=True)
+    row = json.loads(line)
+    assert row.keys() == {"row", "text", "input_ids", "labels", "prompt", "label"}
+    assert (row["text"], row["label"]) == (f"{row['prompt']['text']}11<|im_end|>\n", False)
+    lines = preview("preference_tuning_config.loss=kto", num_rows=1)
+    assert [line for line in lines if line.startswith("row 1")] == ["row 1  rows.jsonl:1, undesirable"]
+    trained = (
+        "the last answer of a row, as a good or a bad one, with its terminator (task: preference_tuning, loss: kto)"
+    )
+    assert f"  trained        {trained}" in lines

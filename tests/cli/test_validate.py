@@ -12,6 +12,9 @@ import pytest
 
 from llmforge.cli.validate import load_checked_job, run_validate
 from llmforge.errors import ConfigError
+from tests.checkpoint.run_folders import LORA, save_run
+from tests.checkpoint.run_folders import job as trained_job
+from tests.prompt.formats import CHATML, LLAMA_3
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
@@ -305,4 +308,40 @@ print(run_validate("job.yaml", ["model_id=mine"], False).splitlines()[2])
     assert (done.stdout, done.stderr) == (
         "  prompt format  of the tokenizer's chat template, from which it is taken when the job starts\n",
         "",
+    )
+
+
+START = "initial_adapter_model_ckpt_path: run:sft\nlora_config: {r: 4}\n"
+
+
+def test_the_run_that_a_job_starts_from() -> None:
+    Path("job.yaml").write_text(JOB + START)
+    (best,) = save_run(trained_job("runs", model_id="model-chatml", run_name="sft", lora_config=LORA), [1.0])
+    lines = run_validate("job.yaml", [], False).splitlines()
+    assert lines[2:4] == [
+        "  prompt format  that of run:sft",
+        f"  starts from    {Path.cwd()}/runs/sft/checkpoints/{best.name}",
+    ]
+    assert not any("warning" in line for line in lines)
+
+
+def test_a_run_that_is_not_there_yet() -> None:
+    """The job may be right all the same, when it starts."""
+    Path("job.yaml").write_text(JOB + START)
+    lines = run_validate("job.yaml", [], False).splitlines()
+    assert lines[2:4] == ["  prompt format  that of run:sft", "  starts from    run:sft"]
+    problem = "initial_adapter_model_ckpt_path: run:sft: found no such run"
+    assert lines[-1].startswith(f"  warning        seen from here, it cannot start yet: {problem}")
+    assert run_validate("job.yaml", [], True).splitlines()[2:4] == lines[2:4]
+    assert load_checked_job("job.yaml").earlier_runs
+
+
+def test_a_run_that_does_not_fit_stands_with_its_line() -> None:
+    save_run(trained_job("runs", model_id="model-chatml", run_name="sft", lora_config=LORA, format=LLAMA_3), [1.0])
+    own = f"generation_config: {{prompt_format: {json.dumps(CHATML.model_dump())}}}\n"
+    Path("job.yaml").write_text(JOB + START + own)
+    with pytest.raises(ConfigError) as caught:
+        run_validate("job.yaml", [], False)
+    assert str(caught.value).startswith(
+        "job.yaml:3: initial_adapter_model_ckpt_path: run:sft: was trained with another prompt format than"
     )

@@ -144,7 +144,7 @@ UNKNOWN_KEYS = {
     "dataset: {columns: {mesages: a}}": "dataset.columns.mesages: unknown key (did you mean messages?)",
     "dataset: {columns: {from: role}}": (
         "dataset.columns.from: unknown key (allowed: messages, role, content, weight, train, instruction, input, "
-        "output, system, history, prompt, completion, chosen, rejected, text, segments)"
+        "output, system, history, prompt, completion, chosen, rejected, label, text, segments)"
     ),
 }  # fmt: skip
 WRONG_VALUES = {

@@ -24,7 +24,7 @@ def resolved(**keys: object) -> JobConfig:
 
 def config_of(**keys: object) -> PreferenceTuningConfig:
     job = resolved(**keys)
-    assert job.is_paired
+    assert job.is_paired != job.is_rated
     assert job.preference_tuning_config is not None
     # What travels to workers is judged again there.
     assert JobConfig.model_validate_json(job.model_dump_json()) == job
@@ -39,6 +39,7 @@ def config_of(**keys: object) -> PreferenceTuningConfig:
         ({"loss": "simpo"}, 2.0, 1.0),
         ({"loss": "simpo", "gamma": 0.0}, 2.0, 0.0),
         ({"loss": "orpo"}, 0.1, None),
+        ({"loss": "kto", "desirable_weight": 1.3}, 0.1, None),
     ],
 )
 def test_strength_and_margin(given: dict[str, object], beta: float, gamma: float | None) -> None:
@@ -67,6 +68,13 @@ def test_where_the_reference_comes_from(
 def test_workers_of_its_own_compute_beforehand() -> None:
     given = {"logprob_processor_scaling_config": {"concurrency": 2}}
     assert config_of(preference_tuning_config=given, lora_config={}).reference == "precomputed"
+
+
+def test_kto_rates_single_answers_and_has_a_reference_model() -> None:
+    job = resolved(preference_tuning_config={"loss": "kto"}, lora_config={})
+    assert (job.is_rated, job.is_paired, job.task) == (True, False, "preference_tuning")
+    assert job.preference_tuning_config is not None
+    assert job.preference_tuning_config.reference == "adapter_off"
 
 
 def test_a_loss_without_a_reference_model_gets_none() -> None:

@@ -100,7 +100,14 @@ CONTRADICTIONS = {
         "job.yaml:3: preference_tuning_config.label_smoothing: means nothing with loss orpo, only with dpo; remove it"
     ),
     "preference_tuning_config: {loss: simpo, reference: precomputed}": (
-        "job.yaml:3: preference_tuning_config.reference: means nothing with loss simpo, only with dpo, ipo; remove it"
+        "job.yaml:3: preference_tuning_config.reference: means nothing with loss simpo, only with dpo, ipo, "
+        "kto; remove it"
+    ),
+    "preference_tuning_config: {desirable_weight: 1.5}": (
+        "job.yaml:3: preference_tuning_config.desirable_weight: means nothing with loss dpo, only with kto; remove it"
+    ),
+    "preference_tuning_config: {loss: kto, undesirable_weight: 0.5, label_smoothing: 0.1}": (
+        "job.yaml:3: preference_tuning_config.label_smoothing: means nothing with loss kto, only with dpo; remove it"
     ),
     "preference_tuning_config: {reference: adapter_off}": (
         "job.yaml:3: preference_tuning_config.reference: found adapter_off, but without lora_config there is no "

@@ -18,10 +18,6 @@ FILES = (
 PROMPT_FORMAT = "{system: '{instruction}', user: '{instruction}', assistant: '{instruction}', tool: '{instruction}'}"
 COLUMNS = "{messages: conversations, role: from, content: value}"
 REFUSED = {
-    "task: classification": (
-        "task: not supported yet (allowed for now: instruction_tuning, causal_lm, preference_tuning)"
-    ),
-    "classifier_config: {label_tokens: [a, b]}": "classifier_config: not supported yet (remove it)",
     "valid_path: data/*.txt": f"valid_path: not supported yet ({FILES})",
     "valid_path: https://data.org/a.parquet": f"valid_path: not supported yet ({FILES})",
     "valid_path: [a.jsonl, gs://bucket/a.jsonl]": f"valid_path[1]: not supported yet ({FILES})",
@@ -33,6 +29,8 @@ REFUSED = {
 ACCEPTED = [
     "task: instruction_tuning",
     "task: causal_lm",
+    "classifier_config: {label_tokens: [a, b]}",
+    "classifier_config: {label_tokens: [a, b, c], best_by: f1, calibrate: false}\ntask: classification",
     "valid_path: [a.jsonl, s3://bucket/b.jsonl, {path: file:///c.jsonl, format: text}]",
     "valid_path: [a.jsonl, {path: b.json, format: instruction, columns: {output: reply}}]",
     "valid_path: [data, s3://bucket/data/, s3://bucket/**/part-*.parquet, 'data/[ab].csv.zst', {path: a.json.gz}]",

@@ -46,4 +46,5 @@ def _batch(samples: Sequence[Sample], is_paired: bool) -> SampleBatch:
         np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
     )
     num_members = np.array([len(sample.example_lengths) for sample in samples], dtype=np.int64)
-    return SampleBatch(examples, num_members, is_paired)
+    labels = [sample.are_desirable for sample in samples if sample.are_desirable is not None]
+    return SampleBatch(examples, num_members, is_paired, np.concatenate(labels) if labels else None)

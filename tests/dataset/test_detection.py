@@ -181,6 +181,9 @@ def test_rows_without_a_format() -> None:
         "  text: a text in `text`",
         "  preference: `chosen` (or `chosen_messages`) and `rejected` (or `rejected_messages`), behind a `prompt` "
         "unless they hold it",
+        "  unpaired_preference: `label` (or `kto_tag`): true or false, beside `prompt` and `completion` (or "
+        "`response`), `instruction` (or `question`, `query`) and `output` (or `response`, `answer`), or a list of "
+        "messages",
         "  segments: a list `segments` of {text, train}",
     ]
     assert _refusal({"instruction": "a", "output": 3, "text": ["x"]}).startswith("the first 1 rows have no format")
@@ -237,6 +240,39 @@ def test_real_files(name: str, material: Path, tmp_path: Path) -> None:
     assert (found.format, found.evidence) == (row_format, f"{evidence} in {count} of the first {count} rows")
 
 
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ({"prompt": "a", "completion": "b", "label": True}, "`label` is a boolean beside `prompt` is a text and"),
+        ({"instruction": "a", "output": "b", "kto_tag": 1}, "`kto_tag` is a number beside `instruction` is a text and"),
+        ({"messages": MESSAGES, "label": False}, "`label` is a boolean beside `messages` is a list of {role, content}"),
+        ({"conversations": SHAREGPT, "label": False}, "`label` is a boolean beside `conversations` is a list of {from"),
+    ],
+)
+def test_labels_count_where_answers_are_rated(row: dict[str, Any], found: str) -> None:
+    """For other tasks they are the user's own."""
+    records = [json.dumps(row).encode()]
+    rated = detect_format(records, DatasetConfig(), rated=True)
+    assert rated.format == "unpaired_preference"
+    assert rated.evidence.startswith(found)
+    assert detect_format(records, DatasetConfig()).format != "unpaired_preference"
+
+
+def test_what_is_rated_without_a_label() -> None:
+    """Pairs go before labels."""
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "completion": "d", "label": True}
+    assert detect_format([json.dumps(pair).encode()], DatasetConfig(), rated=True).format == "preference"
+    assert (
+        detect_format([json.dumps({"messages": MESSAGES}).encode()], DatasetConfig(), rated=True).format == "messages"
+    )
+
+
+def test_real_rated_answers(material: Path, tmp_path: Path) -> None:
+    uri = str(material / "data" / "llama_factory" / "kto_en_demo.json")
+    records = [record for _, _, record in first_lines([uri], tmp_path)]
+    assert detect_format(records[:100], DatasetConfig(), rated=True).format == "unpaired_preference"
+
+
 def test_every_real_file_is_here(material: Path) -> None:
     folder = material / "data"
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.json*")} == set(REAL)
@@ -251,5 +287,6 @@ def test_the_examples_of_the_documentation(repository: Path) -> None:
         assert rows
         for row in rows:
             record = row.encode()
-            assert detect_format([record], DatasetConfig()).format == name
+            rated = name == "unpaired_preference"
+            assert detect_format([record], DatasetConfig(), rated=rated).format == name
             parse_row(record, LLAMA_3, DatasetConfig(format=name))

@@ -95,7 +95,7 @@ def test_what_the_tasks_train() -> None:
 
     assert trained("instruction_tuning") == [5, 6, 9, 10]
     assert trained("instruction_tuning", "last_turn") == [9, 10]
-    assert trained("classification") == [9, 10]
+    assert trained("classification") == [9]  # and the text ends there
     assert trained("causal_lm") == list(range(1, 11))
 
 

@@ -79,6 +79,7 @@ def test_a_shard_is_plain_arrow(tmp_path: Path) -> None:
             "example_lengths": [2, 1],
             "num_trained_tokens": 1,
             "loss_weight": 1.0,
+            "are_desirable": None,
         }
     ]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from llmforge.checkpoint.lineage import Ancestor
 from llmforge.config.job import JobConfig
 from llmforge.dataset.stats import CheckTotals, DatasetStats, LengthSummary, SplitStats
 from llmforge.export.card import CardFacts, model_card, prompt_format_in_words
@@ -95,6 +96,12 @@ def test_what_people_read(job: JobConfig) -> None:
     ):
         assert expected in text
     assert "serve_vllm.sh" not in text
+
+
+def test_what_it_went_through(job: JobConfig) -> None:
+    sft = Ancestor(run="sft", checkpoint="step-00000120-a", step=120, uri="s3://b/sft", manifest_sha256=64 * "0")
+    assert "- trained in: sft (step 120) -> mine (step 10)\n" in model_card(facts(job, lineage=(sft,)))
+    assert "trained in" not in model_card(facts(job))
 
 
 def test_without_the_data_at_hand(job: JobConfig) -> None:

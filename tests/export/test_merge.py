@@ -30,8 +30,9 @@ pytestmark = pytest.mark.slow
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
         {"target_modules": ["embed_tokens", "q_proj"]},
         {"target_modules": ["lm_head", "v_proj"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [5, 300]},
     ],
-    ids=["dora", "rslora", "saved output layer", "embeddings", "output layer"],
+    ids=["dora", "rslora", "saved output layer", "embeddings", "output layer", "single tokens"],
 )
 def test_kinds_of_adapters(lora_keys: dict[str, Any], stories: Path, tmp_path: Path) -> None:
     """The base shares its two embeddings; where the adapter changes one of them, the export does not."""
@@ -39,7 +40,7 @@ def test_kinds_of_adapters(lora_keys: dict[str, Any], stories: Path, tmp_path: P
     assert job.lora_config is not None
     model = random_adapter(stories, job.lora_config, job)
     for name, parameter in model.named_parameters():
-        if "modules_to_save" in name:
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
     expected = logits_of(model.eval())
     merged = merge_adapter(model, torch.float32)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llmforge.checkpoint.exported import EXPORT_RECORD, ExportRecord, read_export_record
 from llmforge.checkpoint.records import CheckpointInfo
 from llmforge.config.job import JobConfig
 from llmforge.errors import ConfigError
 from llmforge.export.places import ExportPlace
-from llmforge.inference.exported import EXPORT_RECORD, ExportRecord, read_export_record
 from llmforge.storage.base import open_storage
 from llmforge.storage.manifest import folder_records
 from tests.export.trained_runs import make_job

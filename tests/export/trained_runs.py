@@ -14,6 +14,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from llmforge.checkpoint.store import CheckpointStore
+from llmforge.config.classifier import CLASSIFIER_FILE, Classifier
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_to_yaml
 from llmforge.config.model import LoraConfig
@@ -102,13 +103,21 @@ def full_run(model: Path, folder: Path, **changes: Any) -> TrainedRun:
     return _committed(folder, weights, job)
 
 
-def lora_run(model: Path, folder: Path, lora: dict[str, Any] | None = None, **changes: Any) -> TrainedRun:
+def lora_run(
+    model: Path,
+    folder: Path,
+    lora: dict[str, Any] | None = None,
+    classifier: Classifier | None = None,
+    **changes: Any,
+) -> TrainedRun:
     """A run that trained an adapter: here one of random numbers large enough to change every answer."""
     folder.mkdir(parents=True, exist_ok=True)
     keys = {"r": 4, "target_modules": list(TARGETS), **(lora or {})}
     job = make_job(model, folder, lora_config=keys, **changes)
     weights = folder / "weights"
     random_adapter(model, LoraConfig.model_validate_json(json.dumps(keys)), job).save_pretrained(weights)
+    if classifier is not None:
+        (weights / CLASSIFIER_FILE).write_text(classifier.model_dump_json())
     return _committed(folder, weights, job)
 
 

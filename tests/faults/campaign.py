@@ -133,6 +133,8 @@ class DisturbedRun:
     def _follow(self, driver: DriverProcess) -> Iterator[Incident]:
         """Until the driver has been killed. Raises `DriverError` when it ends by itself, or does not go on."""
         yield from self._recover(driver)
+        if self.kinds and self.site.plan.spares_first_save and self.judge.look().newest is None:
+            driver.wait_for(SAVED, _PATIENCE_SECONDS)
         while self.kinds:
             self._pause(driver, _RESTART_SECONDS if self._blows else self.site.plan.calm_seconds)
             yield from self._recovered(driver)

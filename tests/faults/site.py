@@ -55,6 +55,8 @@ class Plan:
     save_interval_steps: int = 8
     calm_seconds: float = 6.0
     """Once training goes on, the next disturbance comes within so long."""
+    spares_first_save: bool = False
+    """Nothing happens to a run that has no checkpoint yet, so that each failure has one to go on from."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SECONDS = 300.0
 @pytest.fixture(scope="module")
 def site(s3_server_bin: Path, small_model: Path, material: Path) -> Iterator[Site]:
     rows = material / "data" / "chat" / "gsm8k-train.jsonl"
-    plan = Plan(num_steps=40, save_interval_steps=4, calm_seconds=3)
+    plan = Plan(num_steps=40, save_interval_steps=4, calm_seconds=3, spares_first_save=True)
     with open_site(Material(s3_server_bin, small_model, rows), plan) as site:
         yield site
 
@@ -34,6 +34,7 @@ def expected(site: Site) -> Expected:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_survives_what_happens_to_it(site: Site, expected: Expected) -> None:
     kinds = ["bursts of 500 and 503", "worker", "server", "driver", "uploads broken"]
     *incidents, end = disturbed_runs(site, seed=1, kinds=kinds, expected={"lora": expected})

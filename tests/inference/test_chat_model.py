@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import llmforge
+from llmforge.checkpoint.exported import ExportRecord, write_export_record
 from llmforge.errors import CheckpointError, ConfigError, DataError
 from llmforge.inference.chat_model import ChatModel
-from llmforge.inference.exported import ExportRecord, write_export_record
 from llmforge.storage.base import open_storage
 from llmforge.storage.manifest import upload_files
 from tests.inference.runs import commit, copied, generated_by, make_job, make_run, reference, spelled

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from llmforge.answers.sampling import Sampling
+from llmforge.checkpoint.exported import EXPORT_RECORD, ExportRecord, read_export_record, write_export_record
 from llmforge.checkpoint.find import find_checkpoint
 from llmforge.errors import CheckpointError
-from llmforge.inference.exported import EXPORT_RECORD, ExportRecord, read_export_record, write_export_record
 from llmforge.inference.generate import open_generator
 from llmforge.inference.load import find_trained_model, load_source, read_prompt_maker
 from llmforge.models.load import load_base_model

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from llmforge.inference.generate import Generator, open_generator
 from llmforge.inference.load import TrainedModel, load_trained_model
 from llmforge.models.adapter import add_adapter
 from llmforge.models.load import load_base_model
-from tests.inference.runs import commit, copied, generated_by, make_job, make_run, reference, spelled
+from tests.inference.runs import commit, copied, generated_by, make_job, reference, spelled
 from tests.prompt.formats import VERBATIM
 
 pytestmark = pytest.mark.slow
@@ -30,22 +29,6 @@ pytestmark = pytest.mark.slow
 ASK = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = Sampling()
 SHORT = Sampling(max_tokens=10)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """So small a model only waits for more of them."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def model(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    """The model as a run would leave it, loaded."""
-    folder = tmp_path_factory.mktemp("model")
-    return load_trained_model(str(make_run(stories, folder)), "best", folder / "cache")
 
 
 def with_generation(model: TrainedModel, **generation_config: Any) -> TrainedModel:

@@ -50,6 +50,13 @@ def test_files_below_the_working_folder_keep_their_names(work: Path) -> None:
     assert names(shipped) == (["data/a.jsonl", "data/b.jsonl", "data/deep/c.jsonl", "ds/zero3.json", "valid.csv"], [])
 
 
+def test_an_earlier_run_is_looked_up_where_the_job_runs(work: Path) -> None:
+    make(work, "sft/adapter_config.json")
+    shipped = job(initial_adapter_model_ckpt_path="run:sft", lora_config={})
+    assert names(shipped) == ([], [])
+    assert shipped.initial_adapter_model_ckpt_path == "run:sft"
+
+
 def test_files_from_elsewhere_get_a_folder_each(work: Path, tmp_path: Path) -> None:
     make(tmp_path, "one/x.jsonl", "two/2024/y.jsonl", "two/2025/y.jsonl", "two/2025/z.txt", "a b/v.csv", "zero.json")
     shipped = job(

@@ -9,16 +9,7 @@ import pytest
 from rich.console import Console
 
 from llmforge.metrics.progress import ProgressDisplay
-
-
-class Clock:
-    """A clock that a test moves."""
-
-    def __init__(self) -> None:
-        self.seconds = 1000.0
-
-    def __call__(self) -> float:
-        return self.seconds
+from tests.metrics.displays import Clock, begin, record
 
 
 class Terminal(io.StringIO):
@@ -39,19 +30,9 @@ def shown(use: Callable[[ProgressDisplay, Clock], None], stream: io.StringIO | N
     return stream.getvalue()
 
 
-def record(step: int) -> dict[str, float]:
-    return {"train/loss": 5 / step, "train/lr": 1e-4, "train/trained_tokens_per_second": 12345.6}
-
-
 def test_a_whole_run_on_a_pipe() -> None:
     def run(display: ProgressDisplay, clock: Clock) -> None:
-        display.phase("preparing data")
-        for rows in range(0, 12001, 3000):
-            display.data(rows, 12000)
-            clock.seconds += 2.0
-        display.phase("starting workers")
-        clock.seconds += 8.0
-        display.start_training(first_step=0, max_steps=12)
+        begin(display, clock, max_steps=12)
         display.update({"eval/loss": 2.0}, 0)
         for step in range(1, 13):
             clock.seconds += 1.0

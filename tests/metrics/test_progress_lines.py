@@ -8,19 +8,13 @@ from rich.console import Console
 
 from llmforge.metrics.progress import ProgressDisplay
 from llmforge.metrics.progress_lines import LinePlayer, LineWriter, read_line
-from tests.metrics.test_progress import Clock, record
+from tests.metrics.displays import Clock, begin, record
 
 Use = Callable[[ProgressDisplay, Clock], None]
 
 
 def a_run(display: ProgressDisplay, clock: Clock) -> None:
-    display.phase("preparing data")
-    for rows in range(0, 12001, 3000):
-        display.data(rows, 12000)
-        clock.seconds += 2.0
-    display.phase("starting workers")
-    clock.seconds += 8.0
-    display.start_training(first_step=0, max_steps=30)
+    begin(display, clock, max_steps=30)
     for step in range(1, 31):
         clock.seconds += 1.0
         display.update(record(step), step)

@@ -66,7 +66,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "alpha_pattern": {"v_proj": 2},
     },
 }
-QUIET = "ignore:Setting `save_embedding_layers` to `True`:UserWarning"
 
 
 QUICK = ("all-linear", "pissa")
@@ -78,7 +77,6 @@ def lora_of(name: str) -> LoraConfig:
     return LoraConfig(**{"target_modules": ATTENTION, "r": 4, "lora_alpha": 8, **ADAPTERS[name]})
 
 
-@pytest.mark.filterwarnings(QUIET)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_saved_adapter_fits_the_published_base(name: str, base: Path, tmp_path: Path) -> None:
     """Loaded by plain PEFT over the base weights as they were, it answers as the trained model did."""
@@ -91,7 +89,6 @@ def test_a_saved_adapter_fits_the_published_base(name: str, base: Path, tmp_path
     assert not torch.allclose(logits(loaded), logits(load(base)), atol=1e-2)
 
 
-@pytest.mark.filterwarnings(QUIET)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_training_goes_on_exactly(name: str, base: Path, tmp_path: Path) -> None:
     lora = lora_of(name)

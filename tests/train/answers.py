@@ -45,3 +45,21 @@ def fixed_model(phase: float) -> LlamaForCausalLM:
             values = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (0.7 + 0.01 * number) + phase)
             parameter.copy_((0.3 if "embed" in name or "lm_head" in name else 0.12) * values.view_as(parameter))
     return model
+
+
+@dataclass(frozen=True)
+class RatedRow:
+    """Token ids of a prompt, of an answer to it, and of an answer to another one."""
+
+    prompt: list[int]
+    answer: list[int]
+    mismatched: list[int]
+    is_desirable: bool
+
+
+RATED_ROWS = [
+    RatedRow(row.prompt, answer, other.rejected if is_desirable else other.chosen, is_desirable)
+    for row, other in zip(ROWS, [*ROWS[1:], ROWS[0]], strict=True)
+    for answer, is_desirable in ((row.chosen, True), (row.rejected, False))
+][:9]
+"""The answers of the pairs but for the last, so that there are more good ones than bad ones."""

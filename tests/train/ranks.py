@@ -74,7 +74,7 @@ class Case:
     rehearsed: bool = False
     """Take a step that changes nothing first, and forget it."""
     preference: PreferenceTuningConfig | None = None
-    """Learn from pairs of answers."""
+    """Learn from pairs of answers, or with KTO from rated ones."""
 
     @property
     def accumulation(self) -> int:
@@ -82,8 +82,9 @@ class Case:
 
     @property
     def layout(self) -> Layout:
-        of_pairs = self.preference is not None
-        return Layout(self.by_documents, of_pairs=of_pairs, alone=of_pairs and not self.packed)
+        compared = self.preference is not None
+        rated = self.preference is not None and self.preference.loss == "kto"
+        return Layout(self.by_documents, of_pairs=compared, rated=rated, alone=compared and not self.packed)
 
     @property
     def key(self) -> str:
@@ -132,11 +133,19 @@ def write_random_samples(folder: Path) -> None:
 
 
 def _write_pairs(path: Path, pairs: Sequence[list[Example]], packs: list[list[int]]) -> None:
-    """Packs of pairs, and beside them the numbers of a reference model."""
-    references = np.random.default_rng(4).uniform(-60, -10, (len(pairs), 2)).astype(np.float32)
+    """Packs of pairs, and beside them the numbers of a reference model; the same pairs as rated answers and mismatched
+    ones.
+    """
+    references = np.random.default_rng(4).uniform(-110, -60, (len(pairs), 2)).astype(np.float32)
     samples = [join_examples([example for index in members for example in pairs[index]]) for members in packs]
     write_samples(path.with_suffix(".pairs.arrow"), samples, is_paired=True)
     write_reference(path.with_suffix(".reference.arrow"), [references[members].ravel() for members in packs])
+    labels = np.arange(len(pairs)) % 3 > 0
+    rated = [
+        replace(sample, are_desirable=np.repeat(labels[members], 2))
+        for sample, members in zip(samples, packs, strict=True)
+    ]
+    write_samples(path.with_suffix(".rated.arrow"), rated, is_paired=True)
 
 
 def tiny_model(method: str = "full", dropout: float = 0.0, hidden_size: int = 32) -> LlamaForCausalLM | peft.PeftModel:
@@ -202,7 +211,8 @@ def _run(case: Case, folder: Path, rank: int) -> Outcome:
 def _reader(case: Case, path: Path) -> SampleReader:
     if case.preference is None:
         return SampleReader([path.with_suffix(".arrow")])
-    return SampleReader([path.with_suffix(".pairs.arrow")], [path.with_suffix(".reference.arrow")])
+    kind = ".rated.arrow" if case.layout.rated else ".pairs.arrow"
+    return SampleReader([path.with_suffix(kind)], [path.with_suffix(".reference.arrow")])
 
 
 def load_weights(folder: Path, method: Method) -> dict[str, torch.Tensor]:

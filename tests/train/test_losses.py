@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,15 +87,6 @@ def build(kind: str, attention: str) -> tuple[NextTokenLoss, Layout]:
             if "lora_B" in name:  # zero at the start, and then lora_A has no gradient
                 torch.nn.init.normal_(parameter, std=0.1)
     return NextTokenLoss(whole).train(), Layout(by_documents=used in BY_DOCUMENTS)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower with more."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 QUICK = (

@@ -5,25 +5,31 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import numpy as np
 import peft
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from llmforge.config.activation_plan import LOGITS_AT_ONCE
 from llmforge.config.training import PreferenceTuningConfig
-from llmforge.dataset.example import IGNORED_LABEL, Example
+from llmforge.dataset.example import Example
 from llmforge.dataset.shards import Sample
-from llmforge.models.attention import use_attention
-from llmforge.train.batches import EMPTY_SAMPLE, Batch, Layout, collate
+from llmforge.train.batches import EMPTY_SAMPLE, Layout, collate
 from llmforge.train.preference import AnswerScorer, PreferenceLoss
 from llmforge.train.preference_losses import PairScores, pair_losses
 from tests.dataset.samples import join_examples
+from tests.train.answer_losses import (
+    Computed,
+    Gradients,
+    answer_sum,
+    assert_same,
+    computed,
+    conversation,
+    with_attention,
+)
 from tests.train.answers import ROWS, VOCABULARY, Row, fixed_model
 
 ONE_ROW = Layout(by_documents=True, of_pairs=True)
@@ -40,43 +46,17 @@ CONFIGS = {
     "simpo": PreferenceTuningConfig(loss="simpo", beta=2.0, gamma=1.0),
     "orpo": PreferenceTuningConfig(loss="orpo", beta=0.1),
 }
-Gradients = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower with more."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def conversations(rows: Sequence[Row]) -> list[Example]:
     """Of all rows, the chosen answer of each before the rejected one."""
-    return [
-        Example(np.array(row.prompt + answer, np.int32), np.array([IGNORED_LABEL] * len(row.prompt) + answer, np.int32))
-        for row in rows
-        for answer in (row.chosen, row.rejected)
-    ]
-
-
-def with_attention(model: LlamaForCausalLM, layout: Layout) -> LlamaForCausalLM:
-    use_attention(model, "sdpa_per_document" if layout.by_documents else "sdpa", device=torch.device("cpu"))
-    return model
+    return [conversation(row.prompt, answer) for row in rows for answer in (row.chosen, row.rejected)]
 
 
 @torch.no_grad()
 def answer_sums(model: torch.nn.Module) -> torch.Tensor:
     """Log-probabilities of all answers by the definition, one after another."""
-    return torch.stack([_answer_sum(model, example) for example in conversations(ROWS)])
-
-
-def _answer_sum(model: torch.nn.Module, example: Example) -> torch.Tensor:
-    logits = model(input_ids=torch.tensor(example.input_ids[None].astype(np.int64))).logits[0, :-1]
-    labels = torch.tensor(example.labels[1:].astype(np.int64))
-    each = torch.log_softmax(logits.float(), dim=-1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    return each[labels != IGNORED_LABEL].sum()
+    return torch.stack([answer_sum(model, example) for example in conversations(ROWS)])
 
 
 @pytest.fixture(scope="module")
@@ -95,41 +75,10 @@ def samples_of(splits: Sequence[int], reference: torch.Tensor) -> list[Sample]:
     return samples
 
 
-@dataclass(frozen=True)
-class Computed:
-    """The loss of all pairs, summed; its measures, summed; and its gradients."""
-
-    loss: float
-    measures: dict[str, float]
-    gradients: Gradients
-
-
-def computed(loss: PreferenceLoss, batches: Sequence[Batch]) -> Computed:
-    loss.zero_grad()
-    total, measures = 0.0, torch.zeros(len(loss.measure_names), dtype=torch.float64)
-    for batch in batches:
-        value, measured = loss(batch)
-        value.backward()
-        total += value.item()
-        measures += measured
-    gradients = {name: p.grad.clone() for name, p in loss.model.named_parameters() if p.grad is not None}
-    return Computed(total, dict(zip(loss.measure_names, measures.tolist(), strict=True)), gradients)
-
-
-def assert_same(one: Computed, other: Computed, tolerance: float = 2e-6) -> None:
-    assert one.loss == pytest.approx(other.loss, rel=tolerance)
-    assert one.measures == pytest.approx(other.measures, rel=tolerance)
-    assert one.gradients.keys() == other.gradients.keys()
-    for name, gradient in one.gradients.items():
-        scale = other.gradients[name].abs().max().item()
-        assert scale > 0, f"{name} has no gradient, so comparing it proves nothing"
-        assert (gradient - other.gradients[name]).abs().max().item() <= 10 * tolerance * scale, name
-
-
 def by_autograd(config: PreferenceTuningConfig, reference: torch.Tensor) -> tuple[float, Gradients]:
     """Loss and gradients through the whole logits of each answer alone."""
     model = fixed_model(0.0)
-    sums = torch.stack([_answer_sum(model, example) for example in conversations(ROWS)])
+    sums = torch.stack([answer_sum(model, example) for example in conversations(ROWS)])
     counts = torch.tensor([float(len(answer)) for row in ROWS for answer in (row.chosen, row.rejected)])
     scores = PairScores(sums[::2], sums[1::2], counts[::2], counts[1::2], reference[::2], reference[1::2])
     loss = pair_losses(scores, config).sum()

@@ -13,6 +13,10 @@ from tests.train.ranks import Case, Outcome, run_cases, tiny_model
 FULL = Case(preference=PreferenceTuningConfig(loss="dpo", beta=0.1, reference="precomputed"))
 ADAPTER_OFF = Case(preference=PreferenceTuningConfig(loss="dpo", beta=0.1, reference="adapter_off"), method="lora")
 SIMPO = Case(preference=PreferenceTuningConfig(loss="simpo", beta=2.0, gamma=1.0), packed=False)
+KTO = Case(preference=PreferenceTuningConfig(loss="kto", beta=0.1, desirable_weight=0.5, reference="precomputed"))
+KTO_ADAPTER_OFF = Case(
+    preference=PreferenceTuningConfig(loss="kto", beta=0.1, reference="adapter_off"), method="lora", packed=False
+)
 SPLITS = [
     replace(FULL, num_workers=2),
     replace(FULL, micro_batch_size=4, by_documents=False),
@@ -20,11 +24,19 @@ SPLITS = [
     replace(ADAPTER_OFF, num_workers=2, method="lora on the head"),
     replace(SIMPO, num_workers=2),
     replace(SIMPO, micro_batch_size=4, by_documents=False),
+    replace(KTO, num_workers=2),
+    replace(KTO, micro_batch_size=4, by_documents=False),
+    replace(KTO_ADAPTER_OFF, num_workers=2, micro_batch_size=2),
 ]
-SHARDED = [replace(case, num_workers=2, zero_stage=stage) for case in (FULL, ADAPTER_OFF) for stage in (1, 2, 3)]
+SHARDED = [
+    *(replace(case, num_workers=2, zero_stage=stage) for case in (FULL, ADAPTER_OFF) for stage in (1, 2, 3)),
+    *(replace(KTO, num_workers=2, zero_stage=stage) for stage in (1, 3)),
+    replace(KTO_ADAPTER_OFF, num_workers=2, zero_stage=3),
+]
 UNBROKEN = [
     replace(FULL, num_workers=2, dropout=0.1, num_steps=4, precision="bf16", zero_stage=2),
     replace(ADAPTER_OFF, num_workers=2, dropout=0.1, num_steps=4, zero_stage=3),
+    replace(KTO, num_workers=2, dropout=0.1, num_steps=4, zero_stage=2),
 ]
 
 
@@ -54,10 +66,11 @@ def test_the_split_does_not_matter(case: Case, outcomes: dict[Case, Outcome]) ->
 @pytest.mark.slow
 def test_the_model_learns(outcomes: dict[Case, Outcome]) -> None:
     """A guard on the test above, which engines that do nothing would pass."""
-    for case in (alone(FULL), alone(ADAPTER_OFF), alone(SIMPO)):
+    for case in map(alone, (FULL, ADAPTER_OFF, SIMPO, KTO, KTO_ADAPTER_OFF)):
         start = dict(tiny_model(case.method).named_parameters())
         assert all(norm > 0.01 for norm in outcomes[case].grad_norms)
         assert all(not torch.equal(start[name], weight) for name, weight in outcomes[case].weights.items())
+    assert all(measures["kl"] > 1 for measures in outcomes[alone(KTO)].measures)
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def test_a_real_model_learns_real_preferences(shipped: Run) -> None:
 def test_what_is_shown_of_pairs(shipped: Run) -> None:
     page = (Path(shipped.result.run_uri) / "report.html").read_text()
     assert "<th>Accuracy</th>" in page and "<th>Perplexity</th>" not in page
-    assert "Accuracy on pairs" in page
+    assert "Reward accuracy" in page
     assert ", rejected" in page
     found = re.search(r"train: (\d+) pairs in (\d+) sequences", shipped.shown)
     assert found is not None and int(found[1]) > int(found[2])  # some share one
@@ -113,3 +113,23 @@ def test_numbers_computed_beforehand_give_the_same_losses(shipped: Run, runs: Ru
         one, other = stored.values(f"eval/{name}")[-1], shipped.values(f"eval/{name}")[1]
         assert one == pytest.approx(other, rel=1e-3)
     assert len(list((runs.folder / "runs" / "data").glob("*-reference-*/manifest.json"))) == 1
+
+
+def test_a_real_model_learns_from_rated_answers(runs: Runs, material: Path) -> None:
+    """Real labels, a good third of them held out: what they call good gets likelier than what they call bad."""
+    rated = runs.run(
+        "rated",
+        f"train_path={material / 'data' / 'llama_factory' / 'kto_en_demo.json'}",
+        "valid_path=null",
+        "dataset.valid_fraction=0.35",
+        "preference_tuning_config.loss=kto",
+        "max_steps=12",
+        "checkpoint_and_evaluation_frequency.frequency=6",
+    )
+    found = re.search(r"train: (\d+) answers \((\d+) desirable, (\d+) undesirable\)", rated.shown)
+    assert found is not None and int(found[1]) == int(found[2]) + int(found[3])
+    margins = rated.values("eval/reward_margin")
+    assert rated.values("eval/loss")[0] == pytest.approx(0.5, abs=1e-4)
+    assert [rated.values(f"eval/{name}")[0] for name in ("reward_accuracy", "reward_margin", "kl")] == [0, 0, 0]
+    assert margins[0] < margins[1] < margins[2]
+    assert rated.result.best.metadata["eval_score"] == max(rated.values("eval/reward_accuracy")[1:])

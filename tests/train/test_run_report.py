@@ -8,6 +8,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from pydantic import JsonValue
 
 from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.job import JobConfig
@@ -57,13 +58,22 @@ PREVIEW = {
 }
 
 
+ANCESTOR: JsonValue = {
+    "run": "sft",
+    "checkpoint": "step-00000120-a",
+    "step": 120,
+    "uri": "s3://b/sft",
+    "manifest_sha256": "",
+}
+
+
 def checkpoint(eval_loss: float | None) -> CheckpointInfo:
     return CheckpointInfo(
         name="step-00000020-ab12",
         step=20,
         world_size=2,
         committed_at=datetime(2026, 1, 2, tzinfo=timezone.utc),
-        metadata={"eval_loss": eval_loss},
+        metadata={"eval_loss": eval_loss, "lineage": [ANCESTOR]},
         files=(),
     )
 
@@ -88,7 +98,7 @@ def test_the_report_of_a_run(tmp_path: Path, eval_loss: float | None) -> None:
     assert [file.key for file in storage.list()] == [REPORT_FILE]
     page = read_bytes(storage, REPORT_FILE).decode()
     text = unescape(page)
-    assert "meta-llama/Meta-Llama-3-8B, lora, 2 x cpu, fp32" in text
+    assert "meta-llama/Meta-Llama-3-8B, lora, 2 x cpu, fp32; trained in: sft (step 120) -> llama-1" in text
     assert "rows.jsonl:7" in text and "learn <this>" in text and "learn <this>" not in page
     assert JOB_TEXT in text and "<b>.jsonl" not in page
     assert f"{storage.root_uri}/checkpoints/step-00000020-ab12" in text

@@ -160,7 +160,9 @@ def test_mlflow_goes_on_after_its_server_died(
     first.steps(1, 2)
     (place,) = first.remembered
     run_id = str(first.remembered[place]["run_id"])
-    mlflow_server.wait_until(lambda: len(mlflow_server.points(run_id, "train/loss")) == 2)
+    first.services.saved("step-00000002-ab12")  # once this is there, the driver knows that what came before it is
+    mlflow_server.wait_until(lambda: "llmforge.latest_checkpoint" in mlflow_server.run(run_id).tags)
+    assert len(mlflow_server.points(run_id, "train/loss")) == 2
     assert mlflow_server.run(run_id).status == "RUNNING"
     mlflow_server.stop()
     with caplog.at_level(logging.WARNING, logger="llmforge"):

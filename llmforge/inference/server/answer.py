@@ -5,6 +5,7 @@ runs no model and knows nothing of a request.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,8 @@ class Piece:
     """Of the tokens that the text is made of, where scores were asked for."""
     finish_reason: FinishReason | None = None
     """Set in the last piece."""
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, in the one piece of a classifier."""
 
 
 @dataclass(frozen=True)

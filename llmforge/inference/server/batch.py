@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel
 
+from llmforge.answers.batch import left_padded
 from llmforge.inference.server.generation import Generation
 from llmforge.inference.server.kv_cache import can_stack, keep_rows, stacked
 
@@ -63,6 +64,12 @@ class Batch:
         )
         prefill.num_read = end
         return logits
+
+    def read_whole(self, generations: Sequence[Generation]) -> torch.Tensor:
+        """Read whole prompts in one pass, of which nothing is kept; the logits behind each."""
+        input_ids, mask = left_padded([generation.prompt for generation in generations])
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return self._forward(input_ids, positions, mask, self._new_cache(), generations)
 
     def join(self, prefills: Sequence[Prefill]) -> None:
         """Let rows in whose prompts are read."""

@@ -34,10 +34,8 @@ def choose_engine(asked: EngineName, sources: Sequence[TrainedSource]) -> Engine
     """Choose for this machine. Raises `ConfigError` where vLLM was asked for and cannot be had."""
     if asked == "transformers":
         return EngineChoice("transformers", "as asked")
-    if find_spec("vllm") is None:
-        obstacles = ["no package vllm in this environment"]
-    else:
-        obstacles = [obstacle for source in sources for obstacle in vllm_obstacles(source)]
+    obstacles = [] if find_spec("vllm") else ["no package vllm in this environment"]
+    obstacles += [obstacle for source in sources for obstacle in vllm_obstacles(source)]
     return decide(asked, obstacles, has_gpu=torch.cuda.is_available())
 
 
@@ -59,6 +57,8 @@ def decide(asked: Literal["auto", "vllm"], obstacles: Sequence[str], *, has_gpu:
 
 def vllm_obstacles(source: TrainedSource) -> list[str]:
     """What keeps vLLM from serving a model as it was trained; nothing where all weights are the model's own."""
+    if source.classifier is not None:
+        return [f"{source.uri}: a classifier, of whose labels vLLM gives no probabilities"]
     folder, job = source.fetch_small(), source.job
     if job.lora_config is None or not has_adapter(source, folder):
         return []

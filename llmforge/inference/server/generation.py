@@ -1,6 +1,7 @@
 """One answer in the making, as the engine sees it.
 
-In: the ids of a prompt, how its tokens are drawn and read, and where its pieces go. It knows nothing of HTTP.
+In: the ids of a prompt, how its tokens are drawn and read, and where its pieces go. Out: pieces, of the text that its
+tokens come to, or of a label. It knows nothing of HTTP.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,20 @@ import torch
 from transformers import LogitsProcessorList
 
 from llmforge.answers.sampling import Sampling
+from llmforge.config.classifier import Classifier
 from llmforge.inference.server.answer import AnswerReader, AnswerRules, Piece, ScoredToken
 
 Deliver = Callable[[Piece | None], None]
 """Called in the engine's thread with every piece; None: the engine has ended before the answer did."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How an answer is a label."""
+
+    classifier: Classifier
+    threshold: float | None
+    """None for the classifier's own."""
 
 
 @dataclass(eq=False)
@@ -29,6 +40,8 @@ class Generation:
     """Scores of how many tokens are wanted beside the one taken; None for no scores at all."""
     adapter: str | None = None
     """Name of the adapter, where the model has several."""
+    labelling: Labelling | None = None
+    """Of a classifier, whose answer is whole with its prompt."""
     is_cancelled: bool = field(default=False, init=False)
     """Nobody waits for it any more."""
     processors: LogitsProcessorList | None = field(default=None, init=False)
@@ -52,6 +65,17 @@ class Generation:
             return False
         self.deliver(piece)
         return piece.finish_reason is not None
+
+    def end_with_label(self, logits: torch.Tensor) -> None:
+        """Give the label by the logits behind the prompt, of shape (vocabulary). Only with a `labelling`."""
+        assert self.labelling is not None
+        classifier = self.labelling.classifier
+        found = classifier.classify(logits[list(classifier.token_ids)].tolist(), self.labelling.threshold)
+        scores: tuple[ScoredToken, ...] = ()
+        if self.num_top is not None:
+            token = classifier.token_ids[classifier.labels.index(found.label)]
+            scores = (_score(token, logits.float(), self.num_top),)
+        self.deliver(Piece(found.label, 1, scores, "stop", found.probabilities))
 
 
 def choose(generations: list[Generation], logits: torch.Tensor) -> list[tuple[int, ScoredToken | None]]:

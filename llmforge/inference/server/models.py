@@ -72,6 +72,7 @@ def load_with_transformers(
             vocabulary_size=first.model.config.get_text_config().vocab_size,
             limits=answers,
             adapter=adapter if len(sources) > 1 else None,
+            classifier=one.classifier,
         )
         for name, one, adapter in zip(names, trained, adapters, strict=True)
     )
@@ -145,4 +146,5 @@ def _beside(first: TrainedModel, source: TrainedSource, adapter: str) -> Trained
         end_of_sequence_ids=first.end_of_sequence_ids | own_end,
         job=source.job,
         checkpoint=source.checkpoint,
+        classifier=source.classifier,
     )

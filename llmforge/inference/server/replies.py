@@ -1,14 +1,14 @@
 """What a client reads: the objects of OpenAI's API, as values for JSON.
 
-In: pieces of answers. Out: completions, chunks of a stream, usage, log probabilities. The two ways to ask differ in
-these objects only.
+In: pieces of answers. Out: completions, chunks of a stream, usage, log probabilities, and in choices of a classifier
+`probabilities`, which OpenAI's API does not know. The two ways to ask differ in these objects only.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -28,6 +28,8 @@ class Choice:
     scores: tuple[ScoredToken, ...]
     num_tokens: int
     finish_reason: FinishReason
+    probabilities: Mapping[str, float] | None = None
+    """Of every label, where the model is a classifier."""
 
     @classmethod
     def of(cls, pieces: Sequence[Piece]) -> Choice:
@@ -35,7 +37,8 @@ class Choice:
         last = pieces[-1]
         assert last.finish_reason is not None
         scores = tuple(score for piece in pieces for score in piece.scores)
-        return cls("".join(piece.text for piece in pieces), scores, last.num_tokens, last.finish_reason)
+        text = "".join(piece.text for piece in pieces)
+        return cls(text, scores, last.num_tokens, last.finish_reason, last.probabilities)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Reply:
                 {"message": {"role": "assistant", "content": choice.text}} if self.is_chat else {"text": choice.text}
             )
             scores = self._scores(choice.scores, 0)
-            found.append({"index": index, **content, "logprobs": scores, "finish_reason": choice.finish_reason})
+            found.append(self._part(index, content, scores, choice))
         return {**self._head(kind), "choices": found, "usage": usage.json}
 
     def opening(self, index: int) -> Json | None:
@@ -91,14 +94,16 @@ class Reply:
             {"delta": {"content": piece.text} if piece.text else {}} if self.is_chat else {"text": piece.text}
         )
         scores = self._scores(piece.scores, offset)
-        return self._chunk([self._part(index, content, scores, piece.finish_reason)])
+        return self._chunk([self._part(index, content, scores, piece)])
 
     def usage_chunk(self, usage: Usage) -> Json:
         """What follows all pieces where usage was asked for."""
         return {**self._chunk([]), "usage": usage.json}
 
-    def _part(self, index: int, content: Json, scores: JsonValue, reason: FinishReason | None) -> JsonValue:
-        return {"index": index, **content, "logprobs": scores, "finish_reason": reason}
+    def _part(self, index: int, content: Json, scores: JsonValue, of: Choice | Piece | None) -> Json:
+        reason = None if of is None else of.finish_reason
+        part: Json = {"index": index, **content, "logprobs": scores, "finish_reason": reason}
+        return part if of is None or of.probabilities is None else {**part, "probabilities": {**of.probabilities}}
 
     def _chunk(self, choices: list[JsonValue]) -> Json:
         return {**self._head("chat.completion.chunk" if self.is_chat else "text_completion"), "choices": choices}

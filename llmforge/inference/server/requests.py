@@ -66,6 +66,8 @@ class _Request(_Body):
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    threshold: float | None = Field(None, gt=0, lt=1)
+    """Of a classifier with two labels: probability from which it decides for the positive one."""
     user: str | None = None
     """Who asks, by the client's own account; no part of the answer depends on it."""
 

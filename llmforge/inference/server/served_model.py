@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pydantic import JsonValue
 
 from llmforge.answers.answer_format import AnswerFormat
-from llmforge.answers.sampling import Sampling, row_seed
+from llmforge.answers.classify import check_asked
+from llmforge.answers.sampling import NOTHING_ASKED, Sampling, row_seed
 from llmforge.answers.stops import Stops
-from llmforge.errors import DataError
+from llmforge.config.classifier import Classifier
+from llmforge.errors import ConfigError, DataError
 from llmforge.inference.server.answer import AnswerRules
 from llmforge.inference.server.api_errors import ApiError, too_long
-from llmforge.inference.server.generation import Deliver, Generation
+from llmforge.inference.server.generation import Deliver, Generation, Labelling
 from llmforge.inference.server.requests import ChatRequest, CompletionRequest
 from llmforge.prompt.messages import check_characters
 from llmforge.prompt.render import Segment
@@ -48,6 +50,8 @@ class ServedModel:
     limits: AnswerLimits
     adapter: str | None = None
     """Name of its adapter, where several share the base."""
+    classifier: Classifier | None = None
+    """None for a model that writes text."""
 
     @property
     def longest(self) -> int:
@@ -71,12 +75,18 @@ class ServedModel:
     def generations(
         self, request: ChatRequest | CompletionRequest, prompt: list[int], deliver: Callable[[int], Deliver]
     ) -> list[Generation]:
-        """The `n` answers to a prompt; `deliver(index)` takes the pieces of one. Raises `ApiError`."""
+        """The `n` answers to a prompt; `deliver(index)` takes the pieces of one. Raises `ApiError`.
+
+        A classifier answers alike whatever is asked of sampling and length: many clients always ask for some.
+        """
+        self._check_threshold(request.threshold)
         room = self._room(len(prompt), request)
-        sampling = replace(request.sampling, max_tokens=room).over(self.answer_format.generation)
+        asked = request.sampling if self.classifier is None else NOTHING_ASKED
+        sampling = replace(asked, max_tokens=room).over(self.answer_format.generation)
         rules = self._rules(request, sampling, room)
+        labelling = None if self.classifier is None else Labelling(self.classifier, request.threshold)
         return [
-            Generation(prompt, rules, deliver(index), _drawn(sampling, index), request.num_top, self.adapter)
+            Generation(prompt, rules, deliver(index), _drawn(sampling, index), request.num_top, self.adapter, labelling)
             for index in range(request.n)
         ]
 
@@ -86,6 +96,12 @@ class ServedModel:
         decode = self.answer_format.decode
         text = decode([*context, token])[len(decode(context)) :]
         return text or str(self.answer_format.decoder.convert_ids_to_tokens(token))
+
+    def _check_threshold(self, threshold: float | None) -> None:
+        try:
+            check_asked(self.classifier, NOTHING_ASKED, threshold)
+        except ConfigError as error:
+            raise ApiError(400, str(error), param="threshold", code="unsupported_parameter") from error
 
     def _chat_prompt(self, messages: list[dict[str, JsonValue]]) -> list[int]:
         try:
@@ -107,7 +123,7 @@ class ServedModel:
 
     def _room(self, num_prompt_tokens: int, request: ChatRequest | CompletionRequest) -> int:
         """Most tokens of an answer. What the job asks for by itself is cut to what there is."""
-        most, wanted = self.limits.max_tokens, request.num_wanted
+        most, wanted = self.limits.max_tokens, request.num_wanted if self.classifier is None else None
         if wanted is not None and wanted > most:
             message = f"{request.wanted_by}: found {wanted}, allowed is 1 to {most}; ask for fewer"
             raise ApiError(400, message, param=request.wanted_by, code="invalid_value")

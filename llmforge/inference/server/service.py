@@ -99,6 +99,8 @@ class Answers:
             if piece.finish_reason is not None:
                 del self._generations[index]
                 self._telemetry.answers.labels(self.model.name, piece.finish_reason).inc()
+            if piece.probabilities is not None:
+                self._telemetry.decisions.labels(self.model.name, piece.text).inc()
             yield index, piece
 
     def close(self) -> None:

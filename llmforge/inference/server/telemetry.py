@@ -25,6 +25,9 @@ class Telemetry:
             "llmforge_requests", "Requests by path and status.", ("path", "code"), registry=registry
         )
         self.answers = Counter("llmforge_answers", "Answers by model and end.", ("model", "end"), registry=registry)
+        self.decisions = Counter(
+            "llmforge_labels", "Labels that classifiers have decided for.", ("model", "label"), registry=registry
+        )
         self.prompt_tokens = Counter("llmforge_prompt_tokens", "Tokens of prompts.", ("model",), registry=registry)
         self.answer_tokens = Counter("llmforge_answer_tokens", "Tokens of answers.", ("model",), registry=registry)
         self.first_token_seconds = Histogram(

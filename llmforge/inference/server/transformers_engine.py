@@ -2,7 +2,7 @@
 
 Requests join between two decoding steps, as soon as there is a place; nothing overtakes. Every step of the loop reads
 at most `prefill_tokens` of prompts, so that a long prompt holds nobody up, and then takes one token for every running
-answer.
+answer. What a classifier is asked needs no such token: short prompts that follow one another are read in one pass.
 
 `transformers` has continuous batching of its own (`model.generate_batch`), which cannot serve this: its sampling has
 one seed for the whole process and either samples or not, it gives the log probability of the token taken and of no
@@ -35,6 +35,8 @@ class TransformersEngine:
         self._prefill_tokens = limits.prefill_tokens if shares else limits.max_cached_tokens
         self._waiting: deque[Generation] = deque()
         self._reading: Prefill | None = None
+        self._labelling: list[Generation] = []
+        """Those that are read in one pass."""
         self._changed = threading.Condition()
         self._is_stopping = False
         self._executor = ThreadPoolExecutor(1, "llmforge-engine")
@@ -71,7 +73,7 @@ class TransformersEngine:
     @property
     def num_running(self) -> int:
         """Answers that have a place, of which one may still have its prompt read."""
-        return len(self._batch.generations) + (self._reading is not None)
+        return len(self._batch.generations) + (self._reading is not None) + len(self._labelling)
 
     @property
     def num_waiting(self) -> int:
@@ -90,14 +92,14 @@ class TransformersEngine:
                 if self._is_stopping:
                     return
             self._drop_cancelled()
-            self._read_prompts()
+            self._read_prompts(self._prefill_tokens - self._label())
             self._decode()
 
     def _abandon(self) -> None:
         with self._changed:
             self._is_stopping = True
             reading = [self._reading.generation] if self._reading else []
-            for generation in (*self._batch.generations, *reading, *self._waiting):
+            for generation in (*self._batch.generations, *reading, *self._labelling, *self._waiting):
                 generation.deliver(None)
             self._waiting.clear()
 
@@ -108,9 +110,29 @@ class TransformersEngine:
             self._reading = None
         self._batch.keep([row for row, one in enumerate(self._batch.generations) if not one.is_cancelled])
 
-    def _read_prompts(self) -> None:
-        """Read prompts in their order until the tokens of this step are used up; whose prompt is read joins."""
-        num_left = self._prefill_tokens
+    def _label(self) -> int:
+        """Answer what the queue begins with, as far as it fits into one pass of a classifier; the tokens of that."""
+        if self._reading is not None:
+            return 0
+        with self._changed:
+            while self._waiting and self._fits_labelling(self._waiting[0]):
+                self._labelling.append(self._waiting.popleft())
+        if not self._labelling:
+            return 0
+        for generation, logits in zip(self._labelling, self._batch.read_whole(self._labelling), strict=True):
+            generation.end_with_label(logits)
+        num_tokens = len(self._labelling) * max(len(generation.prompt) for generation in self._labelling)
+        self._labelling = []
+        return num_tokens
+
+    def _fits_labelling(self, generation: Generation) -> bool:
+        together = [*self._labelling, generation]
+        width = max(len(one.prompt) for one in together)
+        fits = len(together) <= self._max_rows and len(together) * width <= self._prefill_tokens
+        return fits and generation.labelling is not None
+
+    def _read_prompts(self, num_left: int) -> None:
+        """Read so many tokens of prompts in their order; whose prompt is read joins, or has its label."""
         joining: list[Prefill] = []
         while num_left > 0:
             if self._reading is None:
@@ -121,16 +143,16 @@ class TransformersEngine:
             num_left -= num_tokens
             logits = self._batch.read(self._reading, num_tokens)
             if self._reading.num_left == 0:
-                if not self._take([self._reading.generation], logits)[0]:
+                if not self._begin(self._reading.generation, logits):
                     joining.append(self._reading)
                 self._reading = None
         self._batch.join(joining)
 
     def _admit(self, joining: Sequence[Prefill]) -> None:
-        """Give the first of the queue a place, if there is one."""
+        """Give the first of the queue a place, if there is one; it needs none where the next pass labels it."""
         running = [*self._batch.generations, *(prefill.generation for prefill in joining)]
         with self._changed:
-            if not self._waiting or len(running) >= self._max_rows:
+            if not self._waiting or len(running) >= self._max_rows or self._fits_labelling(self._waiting[0]):
                 return
             longest = max(generation.most_tokens for generation in (*running, self._waiting[0]))
             if running and longest * (len(running) + 1) > self._limits.max_cached_tokens:
@@ -147,6 +169,13 @@ class TransformersEngine:
             return
         ended = self._take(self._batch.generations, self._batch.decode())
         self._batch.keep([row for row, has_ended in enumerate(ended) if not has_ended])
+
+    def _begin(self, generation: Generation, logits: torch.Tensor) -> bool:
+        """Give a generation whose prompt is read its label, or its first token; whether that has ended it."""
+        if generation.labelling is None:
+            return self._take([generation], logits)[0]
+        generation.end_with_label(logits[0])
+        return True
 
     def _take(self, generations: list[Generation], logits: torch.Tensor) -> list[bool]:
         """Give every generation its next token; which of them have ended."""

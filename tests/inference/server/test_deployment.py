@@ -20,10 +20,9 @@ from ray.serve.handle import DeploymentHandle
 
 from llmforge.answers.sampling import Sampling, row_seed
 from llmforge.errors import ClusterError, ConfigError
-from llmforge.inference.generate import Generator, open_generator
+from llmforge.inference.generate import Generator
 from llmforge.inference.server.deployment import DeploymentOptions, deployed, drain
 from llmforge.inference.server.replica import ReplicaPlan, node_api_key
-from tests.export.trained_runs import full_run
 from tests.inference.server.servers import ASK, OPTIONS, completed, streamed, text_of, wait_until
 from tests.ray_fixtures import NODE_API_KEY
 
@@ -61,16 +60,6 @@ class Cluster:
                 replica = line.partition('replica="')[2].partition('"')[0]
                 sums[replica] = sums.get(replica, 0) + float(line.rpartition(" ")[2])
         return list(sums.values())
-
-
-@pytest.fixture(scope="module")
-def run(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return full_run(stories, tmp_path_factory.mktemp("run")).uri
-
-
-@pytest.fixture(scope="module")
-def generator(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    return open_generator(str(run), "best", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

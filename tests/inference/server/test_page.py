@@ -10,6 +10,7 @@ import pytest
 
 from tests.chromium import Tab, chromium
 from tests.export.trained_runs import full_run
+from tests.inference.classifiers import classifier_run, make_classifier, probabilities_of
 from tests.inference.server.servers import Served, completed, serving
 
 pytestmark = pytest.mark.slow
@@ -80,6 +81,23 @@ def test_stopping_and_refusals(tab: Tab, server: Served) -> None:
     tab.run("at('stop').click()")
     tab.wait("[...document.querySelectorAll('.note')].some((note) => note.textContent === 'stopped')")
     tab.wait("!at('send').disabled")
+
+
+def test_a_classifier(stories: Path, tmp_path: Path) -> None:
+    """Probabilities beneath each label, and every message by itself."""
+    classifier = make_classifier(stories, "there", "he", temperature=1.7)
+    run = classifier_run(stories, tmp_path, classifier)
+    with serving([run], tmp_path / "cache") as served, chromium(tmp_path / "profile") as tab:
+        tab.open(f"http://127.0.0.1:{served.server.port}/")
+        tab.wait("at('model').value === 'mine'")
+        for number, text in enumerate(("Lily", "Once upon a time")):
+            send(tab, text)
+            tab.wait(f"document.querySelectorAll('.note').length === {number + 1} && !at('send').disabled")
+        shown = tab.run("[...document.querySelectorAll('.turn, .note')].map((part) => part.textContent)")
+        lily, once = (probabilities_of(stories, classifier, f"<s>{text}") for text in ("Lily", "Once upon a time"))
+        assert [shown[0], shown[1], shown[3], shown[4]] == ["Lily", "he", "Once upon a time", "there"]
+        for note, found in ((shown[2], lily), (shown[5], once)):
+            assert note.startswith(f"there {found['there']:.4f}, he {found['he']:.4f} · ") and "token" not in note
 
 
 def test_light_and_dark(tab: Tab) -> None:

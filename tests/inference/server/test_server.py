@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,41 +21,12 @@ from llmforge.inference.load import find_trained_model
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.models import load_models
 from llmforge.inference.server.run import Server, ServerOptions
-from tests.export.trained_runs import full_run, lora_run
+from tests.export.trained_runs import lora_run
 from tests.inference.server.servers import ASK, OPTIONS, Served, completed, serving, streamed, text_of, wait_until
 
 pytestmark = pytest.mark.slow
 
 HOT: dict[str, Any] = {"temperature": 1.5, "max_tokens": 15}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def run(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return full_run(stories, tmp_path_factory.mktemp("run")).uri
-
-
-@pytest.fixture(scope="module")
-def generator(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator:
-    return open_generator(str(run), "best", tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving([run], tmp_path_factory.mktemp("cache")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Served) -> openai.OpenAI:
-    return server.client()
 
 
 def said(client: openai.OpenAI, **asked: Any) -> str:

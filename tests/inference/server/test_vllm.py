@@ -52,11 +52,6 @@ def server(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def client(server: Served) -> openai.OpenAI:
-    return server.client()
-
-
-@pytest.fixture(scope="module")
 def generators(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Generator]:
     cache = tmp_path_factory.mktemp("cache")
     return {name: open_generator(str(run), "best", cache) for name, run in zip(NAMES, runs, strict=True)}

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from llmforge.checkpoint.records import CheckpointInfo
+from llmforge.config.base import first_problem
 from llmforge.config.job import JobConfig
 from llmforge.config.job_yaml import job_from_yaml, job_to_yaml
 from llmforge.errors import CheckpointError
@@ -85,9 +86,8 @@ def read_export_record(storage: Storage) -> ExportRecord | None:
     try:
         return ExportRecord.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        found = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])
         raise CheckpointError(
-            f"{join_uri(storage.root_uri, EXPORT_RECORD)}: not the record of an export of version 1: {found}. It was "
-            "changed after it was written, or a newer llmforge wrote it: export again, or use that llmforge."
+            f"{join_uri(storage.root_uri, EXPORT_RECORD)}: not the record of an export of version 1: "
+            f"{first_problem(error)}. It was changed after it was written, or a newer llmforge wrote it: "
+            "export again, or use that llmforge."
         ) from error
