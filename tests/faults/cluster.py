@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ray.cluster_utils import Cluster
 from tests.faults.driver_process import kill
 
 REASON = "DRAIN_NODE_REASON_PREEMPTION"
-
+_START_SECONDS = 90.0
 
 _RAY = str(Path(sys.executable).with_name("ray"))
 _HIDE = 'while [ "$1" != -- ]; do mount --bind "$1" "$2" || exit 1; shift 2; done; shift; exec "$@"'
@@ -55,19 +56,29 @@ class Nodes:
         return self._cluster.add_node(num_cpus=1)
 
     def add_apart(self, folder: Path, hidden: Sequence[Path]) -> NodeApart:
-        """Another node, by `ray start`; in place of the `hidden` folders it sees empty ones of its own."""
+        """Another node, by `ray start`; in place of the `hidden` folders it sees empty ones of its own.
+
+        Returns when it has joined: nodes of one machine name their sockets in one folder, and two that do so at the
+        same time can take the same name, by which one of them dies.
+        """
         places = []
         for path in hidden:
             (folder / path.name).mkdir(parents=True)
             places += [str(folder / path.name), str(path)]
         namespace = ["unshare", "--user", "--map-root-user", "--mount"]
         start = [_RAY, "start", "--address", self.address, "--num-cpus", "1", "--block", "--disable-usage-stats"]
-        with (folder / "ray.log").open("wb") as log:
+        told = folder / "ray.log"
+        with told.open("wb") as log:
             process = subprocess.Popen(
                 [*namespace, "sh", "-c", _HIDE, "sh", *places, "--", *start], stdout=log, stderr=subprocess.STDOUT
             )
         node = NodeApart(folder, process)
         self._at_the_end.callback(lambda: node.lose() if process.poll() is None else None)
+        deadline = time.monotonic() + _START_SECONDS
+        while "Ray runtime started." not in told.read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the node has not started:\n{told.read_text()}")
+            time.sleep(0.2)
         return node
 
     def lose(self, node: object) -> None:

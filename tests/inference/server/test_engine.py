@@ -26,6 +26,7 @@ from llmforge.inference.server.answer import AnswerRules, Piece
 from llmforge.inference.server.engine import EngineFullError, EngineLimits
 from llmforge.inference.server.generation import Generation
 from llmforge.inference.server.transformers_engine import TransformersEngine
+from tests.inference.server.running import running
 
 SIZES = {
     "vocab_size": 64,
@@ -49,6 +50,8 @@ MODELS = {
 PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
 LENGTHS = [8, 14, 5, 1, 10, 6]
 GREEDY = Sampling(temperature=0)
+SCORE_TOLERANCE = 1e-4
+"""A row among others is computed by other kernels than alone, in 32 bits: 1e-5 was seen on one of two processors."""
 NO_STOPS = Stops(frozenset(), (), ())
 
 
@@ -87,12 +90,8 @@ class Asked:
 def answers(model: PreTrainedModel, asked: Sequence[Asked], limits: EngineLimits) -> list[list[int]]:
     engine = TransformersEngine(model, limits)
     engine.submit([one.generation for one in asked])
-    ended = engine.start()
-    try:
+    with running(engine):
         return [one.tokens() for one in asked]
-    finally:
-        engine.stop()
-        ended.result()
 
 
 def reference(model: PreTrainedModel, prompt: list[int], max_tokens: int) -> list[int]:
@@ -139,27 +138,24 @@ def test_scores_are_the_logarithms_of_the_softmax(llama: PreTrainedModel) -> Non
     hot = Sampling(temperature=2.0, seed=1)
     asked = [Asked(PROMPTS[2], 6, num_top=3, sampling=hot), Asked(PROMPTS[0], 9, num_top=0), Asked(PROMPTS[1], 4)]
     engine = TransformersEngine(llama, EngineLimits())
-    ended = engine.start()
     engine.submit([one.generation for one in asked])
-    for one, num_top in ((asked[0], 3), (asked[1], 0)):
-        scores = [score for piece in one.all_pieces() for score in piece.scores]
+    with running(engine):
+        pieces = [one.all_pieces() for one in asked]
+    assert all(piece.scores == () for piece in pieces[2])
+    for one, num_top, answer in ((asked[0], 3, pieces[0]), (asked[1], 0, pieces[1])):
+        scores = [score for piece in answer for score in piece.scores]
         tokens = [score.token_id for score in scores]
         prompt = one.generation.prompt
         with torch.no_grad():
             logits = llama(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         expected = logits.log_softmax(-1)
-        assert [score.logprob for score in scores] == pytest.approx(
-            expected[range(len(tokens)), tokens].tolist(), abs=1e-5
-        )
+        taken = expected[range(len(tokens)), tokens].tolist()
+        assert [score.logprob for score in scores] == pytest.approx(taken, abs=SCORE_TOLERANCE)
         best = expected.topk(max(num_top, 1))
         for place, score in enumerate(scores):
             assert [token for token, _ in score.top] == best.indices[place, :num_top].tolist()
-            assert [logprob for _, logprob in score.top] == pytest.approx(
-                best.values[place, :num_top].tolist(), abs=1e-5
-            )
-    assert all(piece.scores == () for piece in asked[2].all_pieces())
-    engine.stop()
-    ended.result()
+            likely = best.values[place, :num_top].tolist()
+            assert [logprob for _, logprob in score.top] == pytest.approx(likely, abs=SCORE_TOLERANCE)
 
 
 def test_the_queue_is_first_come_first_served_and_bounded(llama: PreTrainedModel) -> None:
@@ -179,13 +175,11 @@ def test_the_queue_is_first_come_first_served_and_bounded(llama: PreTrainedModel
         engine.submit([Asked([1], 2).generation, Asked([1], 2).generation])
     engine.submit([asked[3].generation])
     assert (engine.num_waiting, engine.num_running) == (4, 0)
-    ended = engine.start()
-    for one in asked:
-        one.all_pieces()
+    with running(engine):
+        for one in asked:
+            one.all_pieces()
     assert order == sorted(order)
     assert len(order) == 9 + 1 + 5 + 2
-    engine.stop()
-    ended.result()
     assert engine.num_unfinished == 0
 
 
@@ -197,16 +191,14 @@ def test_what_is_cancelled_is_dropped_while_it_waits_and_while_it_runs(llama: Pr
         steps += 1
 
     hook = llama.register_forward_hook(count)
-    running, waiting, last = Asked([1], 200), Asked([2], 200), Asked([3], 2)
+    first, waiting, last = Asked([1], 200), Asked([2], 200), Asked([3], 2)
     engine = TransformersEngine(llama, EngineLimits(max_concurrency=1))
-    ended = engine.start()
-    engine.submit([one.generation for one in (running, waiting, last)])
-    assert running.pieces.get(timeout=60) is not None
-    engine.cancel(waiting.generation)
-    engine.cancel(running.generation)
-    assert last.tokens() == reference(llama, [3], 2)
-    engine.stop()
-    ended.result()
+    with running(engine):
+        engine.submit([one.generation for one in (first, waiting, last)])
+        assert first.pieces.get(timeout=60) is not None
+        engine.cancel(waiting.generation)
+        engine.cancel(first.generation)
+        assert last.tokens() == reference(llama, [3], 2)
     hook.remove()
     assert steps < 190
     assert waiting.pieces.empty()
@@ -230,11 +222,9 @@ def test_an_engine_that_fails_tells_everyone(llama: PreTrainedModel) -> None:
 def test_stopping_ends_what_runs(llama: PreTrainedModel) -> None:
     asked = Asked([1], 200)
     engine = TransformersEngine(llama, EngineLimits())
-    ended = engine.start()
-    engine.submit([asked.generation])
-    assert asked.pieces.get(timeout=60) is not None
-    engine.stop()
-    ended.result(timeout=60)
+    with running(engine):
+        engine.submit([asked.generation])
+        assert asked.pieces.get(timeout=60) is not None
     while asked.pieces.get(timeout=60) is not None:
         pass
     assert engine.num_waiting == 0

@@ -15,6 +15,7 @@ from llmforge.inference.server.answer import AnswerRules, Piece
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.generation import Generation, Labelling
 from llmforge.inference.server.transformers_engine import TransformersEngine
+from tests.inference.server.running import running
 
 LABELS = Classifier(labels=("no", "yes"), token_ids=(5, 17), positive_label="yes", threshold=0.3, temperature=2.5)
 PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
@@ -55,8 +56,7 @@ def test_labels_among_texts(model: PreTrainedModel, limits: EngineLimits) -> Non
     asked = [Asked(prompt, is_label=index % 3 != 2) for index, prompt in enumerate(PROMPTS)]
     engine = TransformersEngine(model, limits)
     engine.submit([one.generation for one in asked])
-    ended = engine.start()
-    try:
+    with running(engine):
         for one in asked:
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([one.prompt])).logits[0, -1]
@@ -76,9 +76,6 @@ def test_labels_among_texts(model: PreTrainedModel, limits: EngineLimits) -> Non
             assert score.token_id == (17 if piece.text == "yes" else 5)
             assert score.logprob == pytest.approx(float(logprobs[score.token_id]), abs=1e-4)
             assert [token for token, _ in score.top] == logprobs.topk(2).indices.tolist()
-    finally:
-        engine.stop()
-        ended.result()
     assert engine.num_running == engine.num_waiting == 0
 
 
@@ -87,12 +84,8 @@ def test_each_request_has_its_own_threshold(model: PreTrainedModel) -> None:
     asked = [Asked(prompt, is_label=True, threshold=threshold) for prompt in PROMPTS for threshold in thresholds]
     engine = TransformersEngine(model, EngineLimits())
     engine.submit([one.generation for one in asked])
-    ended = engine.start()
-    try:
+    with running(engine):
         pieces = [one.next() for one in asked]
-    finally:
-        engine.stop()
-        ended.result()
     for piece, threshold in zip(pieces, thresholds * len(PROMPTS), strict=True):
         assert piece.probabilities is not None
         assert piece.text == ("yes" if piece.probabilities["yes"] >= threshold else "no")
@@ -109,13 +102,9 @@ def test_labels_share_passes_over_the_model(model: PreTrainedModel) -> None:
     )
     engine = TransformersEngine(model, EngineLimits(prefill_tokens=64))
     engine.submit([one.generation for one in asked])
-    ended = engine.start()
-    try:
+    with running(engine):
         assert len({one.next().text for one in asked}) > 0
-    finally:
-        engine.stop()
-        ended.result()
-        hook.remove()
+    hook.remove()
     one_side = [torch.Size([6, 10])] * 6 + [torch.Size([4, 10])]
     assert passes[:7] == passes[-7:] == one_side
     assert [shape[0] for shape in passes[7:-7]] == [1] * len(passes[7:-7])
