@@ -158,6 +158,8 @@ def main() -> None:
     package_logger = logging.getLogger("llmforge")
     package_logger.addHandler(handler)
     package_logger.setLevel(logging.INFO)
+    # Where it is installed, PEFT imports it for whatever it does, and it tells of kernels that nothing here asks for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except LlmforgeError as error:

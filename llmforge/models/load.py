@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from llmforge.config.model import QuantizationConfig
 from llmforge.errors import ModelError
 from llmforge.models.folder import read_tokenizer_json
-from llmforge.models.quantized import bitsandbytes_config, warn_of_whole_weights
+from llmforge.models.quantized import bitsandbytes_config, keep_layout, warn_of_whole_weights
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -62,6 +62,7 @@ def load_base_model(
     _check_weights(info, architecture, weights)
     loaded: PreTrainedModel = model
     if quantization is not None:
+        keep_layout(loaded)
         warn_of_whole_weights(loaded)
     return loaded
 

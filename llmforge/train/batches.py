@@ -17,7 +17,7 @@ from llmforge.config.batch_size import micro_batches_per_worker
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.shards import Sample, SampleReader, sample_order
 from llmforge.models.document_attention import Documents
-from llmforge.train.answer_pairs import AnswerPairs, answer_pairs
+from llmforge.train.batch_answers import Answers, answers_of
 
 EMPTY = -1
 """Fills up the last global batch of an epoch, and one that the workers cannot share equally: a sample without labels,
@@ -35,8 +35,8 @@ class Layout:
     """All samples of a micro-batch in one row without padding, for attention by documents; else one row for each."""
     pad_to: int | None = None
     """Tokens of every sample, padding included; None: those of the longest, or none at all in one row."""
-    of_pairs: bool = False
-    """Every two examples are a chosen and a rejected answer."""
+    of_answers: bool = False
+    """The examples are answers that are compared, of pairs each chosen one before its rejected one."""
     rated: bool = False
     """Every two examples are a rated answer and a mismatched one, which goes into a batch beside."""
     alone: bool = False
@@ -63,7 +63,7 @@ class Batch:
     documents: Documents | None = None
     """Where the layout is by documents: the examples of the row, and its padding as one more of each sample."""
 
-    pairs: AnswerPairs | None = None
+    answers: Answers | None = None
     """Where the examples hold answers that are compared."""
 
     mismatched: "Batch | None" = None
@@ -93,7 +93,7 @@ class Batch:
             move(self.targets),
             None if self.weights is None else move(self.weights),
             None if self.documents is None else self.documents.to(device),
-            None if self.pairs is None else self.pairs.by(move),
+            None if self.answers is None else self.answers.by(move),
             self.mismatched,
             self.reference_point,
             self.num_token_pairs,
@@ -108,7 +108,7 @@ class Batch:
             self.targets.pin_memory(),
             None if self.weights is None else self.weights.pin_memory(),
             self.documents,
-            None if self.pairs is None else self.pairs.by(torch.Tensor.pin_memory),
+            None if self.answers is None else self.answers.by(torch.Tensor.pin_memory),
             None if self.mismatched is None else self.mismatched.pinned(),
             self.reference_point,
             self.num_token_pairs,
@@ -228,8 +228,8 @@ def plan_steps(order: NDArray[np.int64], sequences_per_step: int, shape: tuple[i
 def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
     """Lay samples out. Padding has no label and is seen by nobody."""
     if layout.rated:
-        of_answers = replace(layout, of_pairs=True, rated=False)
-        own, mismatched = (collate(_members(samples, place), of_answers) for place in (0, 1))
+        unrated = replace(layout, of_answers=True, rated=False)
+        own, mismatched = (collate(_members(samples, place), unrated) for place in (0, 1))
         return replace(own, mismatched=mismatched)
     if layout.alone:
         samples = [example for sample in samples for example in _alone(sample)]
@@ -258,7 +258,7 @@ def collate(samples: Sequence[Sample], layout: Layout = ROWS) -> Batch:
         targets=torch.from_numpy(input_ids[places % len(input_ids)]),
         weights=None if weights is None else torch.from_numpy(weights),
         documents=Documents.of(documents.tolist()) if layout.by_documents else None,
-        pairs=answer_pairs([one for one in samples if one is not EMPTY_SAMPLE]) if layout.of_pairs else None,
+        answers=answers_of([one for one in samples if one is not EMPTY_SAMPLE]) if layout.of_answers else None,
         num_token_pairs=sum(int(np.square(sample.example_lengths.astype(np.int64)).sum()) for sample in samples),
     )
 

@@ -82,7 +82,7 @@ def prepare_model(job: JobConfig, restored: Path | None, cache_folder: Path) -> 
     layout = Layout(attention in BY_DOCUMENTS, job.context_length if job.padding == "max_length" else None)
     _prove(engine, loss, layout, job)
     if job.preference_tuning_config is not None:
-        layout = replace(layout, of_pairs=job.is_paired, rated=job.is_rated, alone=not job.packing)
+        layout = replace(layout, of_answers=job.is_paired, rated=job.is_rated, alone=not job.packing)
     return PreparedModel(engine, layout, operations, loaded_attention, classifier)
 
 

@@ -42,7 +42,7 @@ class ReferenceModel:
         self._scorer = AnswerScorer(model).eval()
         layout = Layout(attention in BY_DOCUMENTS)
         choose_logits(self._scorer, self._loss_of, layout, model.dtype)
-        self._layout = replace(layout, of_pairs=True, alone=not job.packing)
+        self._layout = replace(layout, of_answers=True, alone=not job.packing)
 
     @torch.no_grad()
     def _loss_of(self, batch: Batch) -> float:
@@ -52,8 +52,8 @@ class ReferenceModel:
         """One number for each answer of each of these samples."""
         samples = [self._sample(index) for index in indexes]
         batch = collate(samples, self._layout).to(self._device)
-        assert batch.pairs is not None
-        sums = self._scorer.answer_sums(batch, batch.pairs).cpu().numpy()
+        assert batch.answers is not None
+        sums = self._scorer.answer_sums(batch, batch.answers).cpu().numpy()
         ends = np.cumsum([len(sample.example_lengths) for sample in samples])
         return np.split(sums, ends[:-1])
 

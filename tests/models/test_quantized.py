@@ -95,6 +95,21 @@ def test_an_adapter_learns_and_comes_back(name: str, checkpointing: bool, base: 
     assert torch.equal(logits(resume_adapter(load(base, KINDS[name]), LORA, tmp_path)), logits(adapted))
 
 
+@pytest.mark.parametrize("name", ["nf4", "nf4, single", "fp4"])
+def test_an_evaluation_leaves_the_weights_as_they_are(name: str, base: Path) -> None:
+    """Also on processors for which bitsandbytes has a layout of their own, through which nothing can be learned."""
+    model = start_adapter(load(base, KINDS[name]), LORA, str(base))
+    before = {key: w.clone() for key, w in model.named_parameters() if not w.requires_grad}
+    model.eval()
+    logits(model)
+    model.train()
+    after = {key: w for key, w in model.named_parameters() if not w.requires_grad}
+    assert all(torch.equal(w, after[key]) for key, w in before.items())
+    losses = train(model)
+    assert losses == sorted(losses, reverse=True)
+    assert all(weight.any() for weight in trained(model).values())
+
+
 @pytest.mark.slow
 def test_dora_over_4_bits(base: Path, tmp_path: Path) -> None:
     lora = LoraConfig(use_dora=True, target_modules=("q_proj",))

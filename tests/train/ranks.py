@@ -84,7 +84,7 @@ class Case:
     def layout(self) -> Layout:
         compared = self.preference is not None
         rated = self.preference is not None and self.preference.loss == "kto"
-        return Layout(self.by_documents, of_pairs=compared, rated=rated, alone=compared and not self.packed)
+        return Layout(self.by_documents, of_answers=compared, rated=rated, alone=compared and not self.packed)
 
     @property
     def key(self) -> str:

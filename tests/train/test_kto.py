@@ -140,9 +140,9 @@ def test_an_empty_batch_gives_exactly_nothing() -> None:
 
 def test_numbers_computed_beforehand_are_those_of_both_conversations(reference: torch.Tensor) -> None:
     """As a reference worker lays them out, in the order in which they lie in the sample."""
-    batch = collate(samples_of([5, 4], reference), Layout(by_documents=True, of_pairs=True))
-    assert batch.pairs is not None
-    found = AnswerScorer(with_attention(fixed_model(BEHIND), ONE_ROW)).eval().answer_sums(batch, batch.pairs)
+    batch = collate(samples_of([5, 4], reference), Layout(by_documents=True, of_answers=True))
+    assert batch.answers is not None
+    found = AnswerScorer(with_attention(fixed_model(BEHIND), ONE_ROW)).eval().answer_sums(batch, batch.answers)
     assert found.tolist() == pytest.approx(reference.tolist(), rel=1e-6)
 
 

@@ -32,13 +32,13 @@ from tests.train.answer_losses import (
 )
 from tests.train.answers import ROWS, VOCABULARY, Row, fixed_model
 
-ONE_ROW = Layout(by_documents=True, of_pairs=True)
+ONE_ROW = Layout(by_documents=True, of_answers=True)
 LAYOUTS = {
     "one row": ONE_ROW,
-    "a row for each sample": Layout(of_pairs=True),
-    "padded": Layout(of_pairs=True, pad_to=40),
-    "answers alone in one row": Layout(by_documents=True, of_pairs=True, alone=True),
-    "answers alone, padded": Layout(of_pairs=True, alone=True, pad_to=24),
+    "a row for each sample": Layout(of_answers=True),
+    "padded": Layout(of_answers=True, pad_to=40),
+    "answers alone in one row": Layout(by_documents=True, of_answers=True, alone=True),
+    "answers alone, padded": Layout(of_answers=True, alone=True, pad_to=24),
 }
 CONFIGS = {
     "dpo": PreferenceTuningConfig(loss="dpo", beta=0.5, label_smoothing=0.2, reference="precomputed"),
@@ -158,8 +158,8 @@ def join_with_reference(rows: Sequence[Row], reference: torch.Tensor) -> Sample:
 
 def test_precomputed_log_probabilities_are_those_of_the_definition(reference: torch.Tensor) -> None:
     batch = collate(samples_of([2, 3], reference), ONE_ROW)
-    assert batch.pairs is not None
-    found = AnswerScorer(with_attention(fixed_model(0.4), ONE_ROW)).eval().answer_sums(batch, batch.pairs)
+    assert batch.answers is not None
+    found = AnswerScorer(with_attention(fixed_model(0.4), ONE_ROW)).eval().answer_sums(batch, batch.answers)
     assert found.tolist() == pytest.approx(reference.tolist(), rel=1e-6)
 
 

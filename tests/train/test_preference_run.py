@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,23 +37,27 @@ class Run:
 
 
 class Runs:
-    """Runs of the shipped job below one folder; every third pair is held out, wherever the data lie."""
+    """Runs of the shipped job below one folder, on its pairs or other rows."""
 
     def __init__(self, repository: Path, material: Path, folder: Path) -> None:
         self.folder = folder
         self._path = repository / "job_configs" / "stories260k-oasst1-dpo.yaml"
-        rows = (material / "data" / "preference" / "oasst1.jsonl").read_text().splitlines(keepends=True)
-        (folder / "valid.jsonl").write_text("".join(rows[::3]))
-        (folder / "train.jsonl").write_text("".join(row for number, row in enumerate(rows) if number % 3))
+        rows = (material / "data" / "preference" / "oasst1.jsonl").read_text().splitlines()
         self._overrides = [
             f"model_id={material / 'models' / 'stories260K-hf'}",
-            f"train_path={folder / 'train.jsonl'}",
-            f"valid_path={folder / 'valid.jsonl'}",
+            *self.data("pairs", rows),
             "dataset.valid_fraction=null",
             f"output_dir={folder / 'runs'}",
             "lr_scheduler_type=constant",  # so that runs of another length take the same steps
             "num_checkpoints_to_keep=9",
         ]
+
+    def data(self, name: str, rows: list[str]) -> tuple[str, str]:
+        """Keys of a job for rows of which every third is held out, wherever the data lie."""
+        train, valid = self.folder / f"{name}.jsonl", self.folder / f"{name}-valid.jsonl"
+        valid.write_text("\n".join(rows[::3]))
+        train.write_text("\n".join(row for number, row in enumerate(rows) if number % 3))
+        return f"train_path={train}", f"valid_path={valid}"
 
     def run(self, name: str, *overrides: str) -> Run:
         job = load_job(self._path, [*self._overrides, f"run_name={name}", *overrides])
@@ -116,12 +121,11 @@ def test_numbers_computed_beforehand_give_the_same_losses(shipped: Run, runs: Ru
 
 
 def test_a_real_model_learns_from_rated_answers(runs: Runs, material: Path) -> None:
-    """Real labels, a good third of them held out: what they call good gets likelier than what they call bad."""
+    """Real labels: what they call good gets likelier than what they call bad."""
+    rows = json.loads((material / "data" / "llama_factory" / "kto_en_demo.json").read_text())
     rated = runs.run(
         "rated",
-        f"train_path={material / 'data' / 'llama_factory' / 'kto_en_demo.json'}",
-        "valid_path=null",
-        "dataset.valid_fraction=0.35",
+        *runs.data("rated", [json.dumps(row) for row in rows]),
         "preference_tuning_config.loss=kto",
         "max_steps=12",
         "checkpoint_and_evaluation_frequency.frequency=6",

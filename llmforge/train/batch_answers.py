@@ -1,6 +1,6 @@
 """The answers of a batch that are compared: which trained token belongs to which of them.
 
-In: samples whose examples are pairs, or rated or mismatched answers. Out: `AnswerPairs`, small tensors beside those of
+In: samples whose examples are pairs, or rated or mismatched answers. Out: `Answers`, small tensors beside those of
 the batch. It does not know how the tokens are laid out.
 """
 
@@ -15,7 +15,7 @@ from llmforge.dataset.shards import Sample
 
 
 @dataclass(frozen=True)
-class AnswerPairs:
+class Answers:
     """The answers in their order, of pairs each chosen one before its rejected one."""
 
     answer_of: torch.Tensor
@@ -32,9 +32,9 @@ class AnswerPairs:
     are_desirable: torch.Tensor | None = None
     """Of rated answers what their labels say; shape (answers,)."""
 
-    def by(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "AnswerPairs":
+    def by(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Answers":
         """With every tensor moved."""
-        return AnswerPairs(
+        return Answers(
             move(self.answer_of),
             move(self.place_of),
             move(self.num_tokens),
@@ -58,7 +58,7 @@ class AnswerPairs:
         return torch.cat([values, values.new_zeros(1)])[self.answer_of]
 
 
-def answer_pairs(samples: Sequence[Sample]) -> AnswerPairs:
+def answers_of(samples: Sequence[Sample]) -> Answers:
     """Of samples with answers that are compared, perhaps none."""
     nothing = np.zeros(0, dtype=np.int64)
     lengths = np.concatenate([nothing, *(sample.example_lengths for sample in samples)])
@@ -69,7 +69,7 @@ def answer_pairs(samples: Sequence[Sample]) -> AnswerPairs:
     references = [sample.reference for sample in samples if sample.reference is not None]
     labels_of_answers = [sample.are_desirable for sample in samples if sample.are_desirable is not None]
     nobody, first = np.full(1, len(lengths)), np.zeros(1, dtype=np.int64)
-    return AnswerPairs(
+    return Answers(
         torch.from_numpy(answer_of if len(answer_of) else nobody),
         torch.from_numpy(place_of if len(place_of) else first),
         torch.from_numpy(num_tokens.astype(np.float32)),
