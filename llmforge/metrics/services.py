@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +98,7 @@ class ServiceThread:
         self._waiting: deque[Measured | Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._given_up = threading.Event()
         self._num_dropped = 0
         self._thread = threading.Thread(target=self._work, name=f"llmforge-{name}", daemon=True)
         self._thread.start()
@@ -127,12 +127,13 @@ class ServiceThread:
         self._put(partial(self._service.link, links))
 
     def finish(self, status: Status, close_seconds: float = CLOSE_SECONDS) -> None:
-        """Say how the run ended, wait so long until all is sent, and tell what is lost."""
+        """Say how the run ended, wait so long until all is sent, and tell what is lost; nothing is sent from then on."""
         self._put(partial(self._service.finish, status))
         self._closing.set()
         with self._changed:
             self._changed.notify()
         self._thread.join(close_seconds)
+        self._given_up.set()
         num_lost = self._num_dropped + sum(isinstance(item, Measured) for item in self._waiting)
         if num_lost:
             _LOG.warning("%s: %d records did not get there; %s", self.name, num_lost, _WHERE_ALL_IS)
@@ -146,7 +147,7 @@ class ServiceThread:
 
     def _work(self) -> None:
         has_warned = False
-        while items := self._next():
+        while not self._given_up.is_set() and (items := self._next()):
             try:
                 self._hand_over(items)
             except LoggerError as error:
@@ -154,7 +155,7 @@ class ServiceThread:
                     _LOG.warning("%s; training goes on, and the records are sent again later", error)
                     has_warned = True
                 if self._closing.wait(self._retry_seconds):
-                    time.sleep(min(self._retry_seconds, RETRY_AT_THE_END_SECONDS))
+                    self._given_up.wait(min(self._retry_seconds, RETRY_AT_THE_END_SECONDS))
                 continue
             with self._changed:
                 for _ in items:

@@ -112,3 +112,13 @@ def test_a_slow_service_holds_nobody_back_and_what_is_lost_is_counted(caplog: py
         "notebook: 8 records did not get there; metrics.jsonl in the folder of the run has them all"
     ]
     notebook.is_open.set()
+
+
+def test_what_was_given_up_is_not_tried_again() -> None:
+    """The run may be started anew meanwhile, and would find its records twice."""
+    thread = thread_of(Notebook(num_failures=10**9))
+    thread.log(record(1))
+    *_, tries = (one for one in threading.enumerate() if one.name == "llmforge-notebook")
+    thread.finish("failed", 0.05)
+    tries.join(10)
+    assert not tries.is_alive()

@@ -21,6 +21,7 @@ from llmforge.config.job_yaml import job_from_yaml
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.dataset.shards import SampleReader
 from llmforge.errors import CheckpointError
+from llmforge.export.folder import ExportRequest, export_run
 from llmforge.metrics.loggers import read_metrics
 from llmforge.metrics.phase_timer import PhaseTimer
 from llmforge.metrics.progress import ProgressDisplay
@@ -73,6 +74,31 @@ def assert_answers_are_the_checkpoints(samples: list[Sample], result: RunResult,
     assert all(answers)
 
 
+def assert_exported_as_trained(result: RunResult, tmp_path: Path) -> None:
+    """What was exported has the loss that was measured in training, and was shown to read the very ids trained on."""
+    best = result.best
+    out = tmp_path / "out"
+    exported = export_run(ExportRequest(result.run_uri, str(out), targets=("vllm",)), tmp_path / "cache")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert validation_loss(model, tmp_path / "runs") == pytest.approx(best.eval_loss, rel=1e-5)
+    assert exported.weights is not None
+    assert exported.weights.largest_error < 1e-5
+    tallies = {tally.way: tally for tally in exported.verification.tallies}
+    assert {way: tally.num_different for way, tally in tallies.items()} == dict.fromkeys(tallies, 0)
+    assert tallies["server"].num_equal == tallies["chat template"].num_equal == 60
+    assert tallies["prepared data"].num_equal > 50
+    card = (out / "README.md").read_text()
+    assert f"- training loss at step {best.step}: " in card
+    assert f"- validation loss at step {best.step}: {best.eval_loss:.6g}" in card
+    assert "- rows: 60 in, " in card
+    ask = [{"role": "user", "content": "Tom has 3 apples. How many?"}]
+    answers = [
+        llmforge.load(place, cache_folder=tmp_path / "cache").generate(ask, max_tokens=12)
+        for place in (result.run_uri, out)
+    ]
+    assert answers[0] == answers[1] != ""
+
+
 def validation_loss(model: PreTrainedModel, output: Path) -> float:
     """Computed anew from the prepared dataset, without the engine."""
     (shard,) = (output / "data").glob("*/valid-00000.arrow")
@@ -84,9 +110,8 @@ def validation_loss(model: PreTrainedModel, output: Path) -> float:
     return total / float(reader.loss_weights.sum())
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_real_model_learns_from_real_conversations(
-    method: str, shared_ray: None, repository: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shared_ray: None, repository: Path, material: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The shipped job, shortened: validation loss must fall clearly below that of the base model."""
     overrides = [
@@ -97,18 +122,18 @@ def test_a_real_model_learns_from_real_conversations(
         "checkpoint_and_evaluation_frequency.frequency=24",
         "dataset.valid_fraction=0.01",
     ]
-    job = load_job(repository / "job_configs" / f"stories260k-gsm8k-{method}.yaml", overrides)
+    job = load_job(repository / "job_configs" / "stories260k-gsm8k-lora.yaml", overrides)
     result = run(job, tmp_path)
     records = read_metrics(Path(result.run_uri) / "metrics.jsonl")
     base, *_, trained = [record["eval/loss"] for record in records if "eval/loss" in record]
     with capsys.disabled():
-        sys.stdout.write(f"\nvalidation loss, {method}: base model {base:.3f}, after 24 steps {trained:.3f}\n")
+        sys.stdout.write(f"\nvalidation loss: base model {base:.3f}, after 24 steps {trained:.3f}\n")
     assert base > 6.5
     assert trained < base - 2
     assert result.best.eval_loss == trained
 
 
-def test_an_adapter_loads_with_peft(
+def test_an_adapter_loads_with_peft_and_is_merged_as_it_was_trained(
     shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     result = run(
@@ -118,7 +143,7 @@ def test_an_adapter_loads_with_peft(
             num_devices=2,
             max_steps=4,
             learning_rate=1e-2,
-            lora_config={"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj"]},
+            lora_config={"r": 4, "lora_dropout": 0.1, "target_modules": ["q_proj", "v_proj", "down_proj"]},
             dataset={"valid_fraction": 0.2},
             deepspeed={"zero_optimization": {"stage": 3}},
         ),
@@ -127,6 +152,7 @@ def test_an_adapter_loads_with_peft(
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_model), folder_of(result))
     assert validation_loss(model, tmp_path / "runs") == pytest.approx(result.best.eval_loss, rel=1e-5)
     assert (Path(result.run_uri) / "best").read_text().strip() == result.best.name
+    assert_exported_as_trained(result, tmp_path)
 
 
 def test_full_weights_load_with_transformers_also_from_zero_3(
@@ -171,6 +197,7 @@ def test_full_weights_load_with_transformers_also_from_zero_3(
     lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert all(keys <= line.keys() for line in lines if "train/loss" in line)
+    assert_exported_as_trained(result, tmp_path)
 
 
 def test_resuming_is_bit_identical(
@@ -217,13 +244,27 @@ def test_resuming_is_bit_identical(
 def test_a_format_taken_from_the_tokenizer_is_trained_stored_and_exported(
     shared_ray: None, make_job: MakeJob, small_model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    """A model of no known family that brings a chat template, and a job that says nothing of formats."""
+    """A model of no known family that brings a chat template, and a job that says nothing of formats.
+
+    Its adapter begins with the largest components of the base, which are taken out of it (PiSSA, Meng et al. 2024).
+    """
     prompt_format = PromptFormat.model_validate(PROMPT_FORMAT)
     folder = tmp_path / "unheard-of"
     shutil.copytree(small_model, folder)
     template = chat_template(prompt_format, frozenset({"<s>", "</s>"}))
     (folder / "chat_template.jinja").write_text(template)
-    result = run(make_job(model_id=str(folder), run_name="import", max_steps=1, generation_config=None), tmp_path)
+    result = run(
+        make_job(
+            model_id=str(folder),
+            run_name="import",
+            max_steps=2,
+            learning_rate=1e-3,
+            lora_config={"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": "pissa"},
+            dataset={"valid_fraction": 0.2},
+            generation_config=None,
+        ),
+        tmp_path,
+    )
     job = job_from_yaml((Path(result.run_uri) / "resolved_job.yaml").read_text(), "resolved_job.yaml")
     row = [{"role": role, "content": f" {role} "} for role in ("system", "user", "assistant", "user", "assistant")]
     conversation = parse_conversation(row, prompt_format)
@@ -234,3 +275,4 @@ def test_a_format_taken_from_the_tokenizer_is_trained_stored_and_exported(
     served = tokenizer.apply_chat_template(row[:-1], tokenize=False, add_generation_prompt=True)
     assert text.startswith(served)
     assert served.endswith("Answer:")
+    assert_exported_as_trained(result, tmp_path)
