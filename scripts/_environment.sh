@@ -102,3 +102,9 @@ make_mlflow_environment() {
 run_unit_tests() {
     OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" "$@"
 }
+
+# The others but those of --soak, in the same way; each process has a Ray instance of its own. A file stays together,
+# since its tests share what takes long to make.
+run_slow_tests() {
+    OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "(slow or gpu) and not soak" "$@"
+}

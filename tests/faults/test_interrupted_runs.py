@@ -19,7 +19,8 @@ from tests.ray_fixtures import MakeJob
 pytestmark = pytest.mark.slow
 
 SECONDS = 180.0
-NUM_STEPS = 60
+NUM_STEPS = 30
+SAVE_INTERVAL_STEPS = 10
 STALL_SECONDS = 15
 
 
@@ -31,7 +32,7 @@ def job(make_job: MakeJob, small_model: Path, real_rows: list[str], tmp_path: Pa
         model_id=str(small_model),
         num_devices=2,
         max_steps=NUM_STEPS,
-        checkpoint_and_evaluation_frequency={"unit": "steps", "frequency": 20},
+        checkpoint_and_evaluation_frequency={"unit": "steps", "frequency": SAVE_INTERVAL_STEPS},
         num_checkpoints_to_keep=100,
         dataset={"valid_fraction": 0.1},
         lora_config={"r": 4, "lora_dropout": 0.1},
@@ -59,7 +60,7 @@ def test_a_run_that_is_stalled_and_stopped_ends_like_one_that_was_left_alone(job
     folder = job.parent / "runs" / "troubled"
     with start(job, "run_name=troubled") as driver:
         _stall(driver, folder)
-        driver.wait_for("step 20: saved checkpoint", SECONDS)
+        driver.wait_for(f"step {SAVE_INTERVAL_STEPS}: saved checkpoint", SECONDS)
         driver.send(signal.SIGINT)
         assert driver.wait(SECONDS) == 128 + signal.SIGINT
         stopped = driver.hits(r"stopped at step (\d+), saved as (\S+)")[0]

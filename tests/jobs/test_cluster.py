@@ -25,7 +25,7 @@ from tests.ray_fixtures import PROMPT_FORMAT
 pytestmark = pytest.mark.slow
 
 SECONDS = 300.0
-NUM_STEPS = 200
+NUM_STEPS = 100
 SECRET_NAMES = ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "WANDB_API_KEY")
 CLUSTER_SECRETS = {name: f"of-the-cluster-{name.lower()}-7f3a" for name in SECRET_NAMES}
 LAPTOP_SECRETS = {name: f"of-the-laptop-{name.lower()}-91be" for name in SECRET_NAMES}
