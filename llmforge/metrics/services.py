@@ -127,7 +127,7 @@ class ServiceThread:
         self._put(partial(self._service.link, links))
 
     def finish(self, status: Status, close_seconds: float = CLOSE_SECONDS) -> None:
-        """Say how the run ended, wait so long until all is sent, and tell what is lost; nothing is sent from then on."""
+        """Say how the run ended, wait so long until all is sent, and tell what is lost; then no more is sent."""
         self._put(partial(self._service.finish, status))
         self._closing.set()
         with self._changed:
