@@ -1,4 +1,6 @@
-"""Every cookbook: its jobs are valid, its commands run as they stand there, and print what it shows.
+"""The README and every cookbook: their jobs are valid, their commands run as they stand there, and print what is shown.
+
+The cookbooks go on where the README ends, so that its commands are run once for all of them.
 
 In a cookbook, a block of `yaml` that begins with `# NAME.yaml` is a file, a block of `sh` is run, and a block of `text`
 shows lines of what the commands before it have printed, in any numbers; `...` stands for lines that are left out.
@@ -6,6 +8,7 @@ shows lines of what the commands before it have printed, in any numbers; `...` s
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,6 +60,26 @@ def test_its_jobs_are_valid(cookbook: Path) -> None:
     assert jobs and all(parse_job(job.text, job.file_name).job for job in jobs)
     assert "**You learn**" in text and "**It takes**" in text
     assert f"({cookbook.name})" in INDEX.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(readme_shell: Shell) -> None:
+    outputs = readme_shell.outputs
+    assert set(outputs) == {
+        *("validate", "prepare", "preview", "train", "checkpoints", "generate", "chat", "export", "verify"),
+        *("configs", "schema"),
+    }
+    rows = [json.loads(line) for line in outputs["preview"].stdout.splitlines()]
+    assert [row["row"] for row in rows] == [1, 2, 3]
+    assert all(row["input_ids"][: len(row["prompt"]["input_ids"])] == row["prompt"]["input_ids"] for row in rows)
+    assert (readme_shell.folder / "build" / "quickstart" / "preview.html").is_file()
+    assert outputs["checkpoints"].stdout.count("complete") >= 1
+    assert "Paris" in outputs["generate"].stdout
+    assert "Paris" in outputs["chat"].stdout
+    assert "equal" in outputs["verify"].stdout
+    assert (readme_shell.folder / "build" / "capitals" / "model.safetensors").is_file()
+    assert "best checkpoint: " in outputs["train"].stderr
+    assert "llmforge chat" in outputs["train"].stderr
 
 
 @pytest.mark.slow

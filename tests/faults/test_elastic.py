@@ -24,7 +24,7 @@ from tests.s3_server import S3Server
 if TYPE_CHECKING:
     from mypy_boto3_s3.client import S3Client
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 SECONDS = 240.0
 NUM_ROWS = 600
