@@ -20,20 +20,10 @@ from llmforge.answers.classify import check_asked, classify_prompts
 from llmforge.answers.sampling import Sampling
 from llmforge.config.classifier import Classifier
 from llmforge.errors import ConfigError
+from tests.small_models import PROMPTS, SIZES
 
 TWO = Classifier(labels=("safe", "unsafe"), token_ids=(5, 17), positive_label="unsafe", threshold=0.3, temperature=2.5)
 THREE = Classifier(labels=("a", "b", "c"), token_ids=(40, 3, 22))
-PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.5,
-}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "sliding window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)),

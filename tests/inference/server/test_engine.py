@@ -27,27 +27,13 @@ from llmforge.inference.server.engine import EngineFullError, EngineLimits
 from llmforge.inference.server.generation import Generation
 from llmforge.inference.server.transformers_engine import TransformersEngine
 from tests.inference.server.running import running
+from tests.small_models import PROMPTS, SIZES
 
-SIZES = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.5,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "sliding window": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8)),
-    "every other layer slides": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, sliding_window=8)),
+    "every other layer slides": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=8)),
 }
-PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
 LENGTHS = [8, 14, 5, 1, 10, 6]
 GREEDY = Sampling(temperature=0)
 SCORE_TOLERANCE = 1e-4

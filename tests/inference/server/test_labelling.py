@@ -16,17 +16,15 @@ from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.generation import Generation, Labelling
 from llmforge.inference.server.transformers_engine import TransformersEngine
 from tests.inference.server.running import running
+from tests.small_models import PROMPTS, SIZES
 
 LABELS = Classifier(labels=("no", "yes"), token_ids=(5, 17), positive_label="yes", threshold=0.3, temperature=2.5)
-PROMPTS = [[5, 9, 2], [7], list(range(20, 49)), [3, 3, 3, 3, 60, 61], list(range(13)), [1, 2]]
 
 
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(vocab_size=64, num_hidden_layers=2, initializer_range=0.5, eos_token_id=None, **sizes)
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
 
 
 class Asked:
