@@ -136,7 +136,8 @@ class DatasetConfig(StrictModel):
     """Who speaks, by the name of the role in the data, such as `{human: user, gpt: assistant}`; a role that is not
     listed keeps its own meaning, and in other formats than messages the one it is known to have."""
     valid_fraction: Share | None = None
-    """Hold out this share of the training rows for validation, chosen by `seed`, where there is no `valid_path`."""
+    """Hold out this share of the training rows for validation, chosen by their text and `seed`, where there is no
+    `valid_path`."""
     on_invalid: Literal["error", "drop"] = "error"
     """What an invalid row does: end the job before training, with all of them listed, or be left out and counted."""
     over_length: Literal["drop", "truncate", "error"] = "drop"

@@ -33,7 +33,7 @@ from llmforge.storage.types import DamagedError
 
 logger = logging.getLogger(__name__)
 
-STAGE_VERSION = 5
+STAGE_VERSION = 6
 """Raised whenever the same inputs would give other samples or other statistics."""
 
 DATA_FOLDER = "data"

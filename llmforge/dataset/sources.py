@@ -7,7 +7,6 @@ lines of text files as bytes, the records of Parquet and Arrow as dicts. Files a
 What cannot be cut at line ends (packed text, JSON arrays, CSV) is first rewritten as JSONL in the cache of the machine.
 """
 
-import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -105,12 +104,6 @@ def first_lines(uris: Sequence[str], cache_folder: Path) -> Iterator[tuple[str, 
         else:
             for number, record in enumerate(read_records(uri, ready.path, ready.form), start=1):
                 yield uri, number, record
-
-
-def in_validation_fraction(uri: str, line: int, fraction: float, seed: int) -> bool:
-    """Whether `valid_fraction` puts this row aside: a pure function of the row's place and the seed."""
-    digest = hashlib.blake2b(f"{seed}:{uri}:{line}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from llmforge.config.job import JobConfig
 from llmforge.dataset.encoders import TextEncoders, open_fast_encoders, reference_encoders
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA, Places, example_table, refused_table
 from llmforge.dataset.first_rows import parsed_rows, read_rows
+from llmforge.dataset.held_out import is_held_out
 from llmforge.dataset.job_sources import JobSource
 from llmforge.dataset.labels import find_label_tokens, labelled, with_labels_checked
 from llmforge.dataset.pairs import pair_up
@@ -33,7 +34,7 @@ from llmforge.dataset.proof import NUM_PROVEN_ROWS, Proof, prove
 from llmforge.dataset.rated import rate
 from llmforge.dataset.row_encoder import EncodedRows, job_encoder
 from llmforge.dataset.rows import parse_pair, parse_rated, parse_row
-from llmforge.dataset.sources import Block, Record, in_validation_fraction, read_lines
+from llmforge.dataset.sources import Block, Record, read_lines
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.errors import DataError, LlmforgeError
 from llmforge.prompt.document import TrainingRow
@@ -89,7 +90,7 @@ class BlockTokenizer:
         """All rows of a block: examples, and refused rows with their reason and no tokens."""
         block, dataset = part.block, self._datasets[part.source]
         parsed: list[_Parsed] = []
-        lines, refused, reasons = [], [], []
+        lines, are_validation, refused, reasons = [], [], [], []
         for line, record in read_lines(block, self._cache_folder):
             try:
                 found = self._parsed(record, dataset)
@@ -99,9 +100,10 @@ class BlockTokenizer:
                 continue
             parsed += found
             lines += [line] * len(found)
+            are_validation += [self._is_validation(block, found)] * len(found)
         table = example_table(
             Places(block.uri, part.source, lines),
-            [self._is_validation(block, line) for line in lines],
+            are_validation,
             self._encoded(parsed),
             with_digests=dataset.deduplicate,
         )
@@ -122,11 +124,11 @@ class BlockTokenizer:
             return rate(encoded, [row.is_desirable for row in parsed])
         return pair_up(encoded) if self._job.is_paired else with_labels_checked(encoded, self._label_ids)
 
-    def _is_validation(self, block: Block, line: int) -> bool:
+    def _is_validation(self, block: Block, found: Sequence[_Parsed]) -> bool:
         fraction = self._job.dataset.valid_fraction
         if block.is_validation or fraction is None:
             return block.is_validation
-        return in_validation_fraction(block.uri, line, fraction, self._job.seed)
+        return is_held_out([member for row in found for member in row.members], fraction, self._job.seed)
 
 
 def tokenized_tables(parts: Sequence[SourceBlock], settings: StageSettings) -> Generator[pa.Table, None, None]:

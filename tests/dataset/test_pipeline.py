@@ -256,6 +256,9 @@ def test_rows_held_out_stay_the_same_and_apart(
 ) -> None:
     def split(num_rows: int, **keys: object) -> tuple[set[Tokens], set[Tokens]]:
         write_rows(real_rows[:num_rows])
+        return split_of(**keys)
+
+    def split_of(**keys: object) -> tuple[set[Tokens], set[Tokens]]:
         prepared = prepare_job(dataset={"valid_fraction": 0.2}, **keys)
         stats = prepared.stats
         assert stats.valid is not None
@@ -270,6 +273,11 @@ def test_rows_held_out_stay_the_same_and_apart(
     fewer_train, fewer_valid = split(150)
     assert fewer_train <= train
     assert fewer_valid <= valid
+    moved = write_rows(real_rows[199::-1], "moved.jsonl")
+    assert split_of(train_path=str(moved)) == (train, valid)
+    table = moved.with_suffix(".parquet")
+    parquet.write_table(pa.Table.from_pylist([json.loads(row) for row in real_rows[:200]]), table)
+    assert split_of(train_path=str(table)) == (train, valid)
     other_train, other_valid = split(200, seed=7)
     assert other_train | other_valid == train | valid
     assert other_valid != valid

@@ -26,7 +26,6 @@ from llmforge.dataset.sources import (
     Record,
     RecordBlock,
     first_lines,
-    in_validation_fraction,
     plan_blocks,
     read_lines,
 )
@@ -116,25 +115,6 @@ def test_missing_and_empty_files(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         blocks_of(empty, block_bytes=1)
     assert str(caught.value) == f"{empty}: the file is empty; expected records, such as one JSON object per line"
-
-
-def test_the_validation_fraction_is_a_pure_function_of_place_and_seed() -> None:
-    chosen = [line for line in range(1, 41) if in_validation_fraction("s3://bucket/rows.jsonl", line, 0.25, seed=3)]
-    assert chosen == [7, 9, 10, 20, 21, 27, 32, 35]
-
-
-@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.99])
-def test_the_validation_fraction_is_kept(fraction: float) -> None:
-    def chosen(uri: str, seed: int) -> set[int]:
-        return {line for line in range(20_000) if in_validation_fraction(uri, line, fraction, seed)}
-
-    rows = chosen("a.jsonl", 0)
-    spread = (fraction * (1 - fraction) * 20_000) ** 0.5
-    assert abs(len(rows) - fraction * 20_000) < 4 * spread
-    for other in (chosen("a.jsonl", 1), chosen("b.jsonl", 0)):  # independent of each other
-        assert abs(len(rows & other) - fraction * len(rows)) < 4 * spread
-    larger = {line for line in range(20_000) if in_validation_fraction("a.jsonl", line, min(fraction * 1.01, 1), 0)}
-    assert rows <= larger
 
 
 def test_the_first_lines_are_read_no_further_than_asked_for(tmp_path: Path) -> None:

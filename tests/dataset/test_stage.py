@@ -11,8 +11,9 @@ from llmforge.config.job import JobConfig
 from llmforge.config.prompt_format import GenerationConfig
 from llmforge.dataset.example import IGNORED_LABEL
 from llmforge.dataset.example_table import EXAMPLE_SCHEMA
+from llmforge.dataset.held_out import is_held_out
 from llmforge.dataset.row_encoder import TWO_BEGINNINGS
-from llmforge.dataset.sources import in_validation_fraction, plan_blocks
+from llmforge.dataset.sources import plan_blocks
 from llmforge.dataset.stage import BlockTokenizer, SourceBlock, StageSettings
 from llmforge.dataset.tokenize import SegmentTokenizer, TokenizerText
 from llmforge.prompt.messages import parse_conversation
@@ -113,11 +114,13 @@ def test_digests_tell_examples_apart(tmp_path: Path) -> None:
 
 
 def test_held_out_rows(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", *[json.dumps({"messages": ROW})] * 30)
+    conversations = [[*ROW[:3], {"role": "assistant", "content": f"hello {i % 30}"}] for i in range(60)]
+    path = write(tmp_path / "rows.jsonl", *(json.dumps({"messages": row}) for row in conversations))
     job = make_job(dataset={"valid_fraction": 0.3}, seed=5)
-    expected = [in_validation_fraction(str(path), line, 0.3, 5) for line in range(1, 31)]
+    expected = [is_held_out([parse_conversation(row, ADJACENT)], 0.3, 5) for row in conversations]
+    assert expected[:30] == expected[30:]
     assert [row["is_validation"] for row in table_rows(job, path)] == expected
-    assert 0 < sum(expected) < 30
+    assert 0 < sum(expected) < 60
     assert all(row["is_validation"] for row in table_rows(job, path, is_validation=True))
     assert not any(row["is_validation"] for row in table_rows(make_job(), path))
 

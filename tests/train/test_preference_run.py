@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,22 +41,13 @@ class Runs:
     def __init__(self, repository: Path, material: Path, folder: Path) -> None:
         self.folder = folder
         self._path = repository / "job_configs" / "stories260k-oasst1-dpo.yaml"
-        rows = (material / "data" / "preference" / "oasst1.jsonl").read_text().splitlines()
         self._overrides = [
             f"model_id={material / 'models' / 'stories260K-hf'}",
-            *self.data("pairs", rows),
-            "dataset.valid_fraction=null",
+            f"train_path={material / 'data' / 'preference' / 'oasst1.jsonl'}",
             f"output_dir={folder / 'runs'}",
             "lr_scheduler_type=constant",  # so that runs of another length take the same steps
             "num_checkpoints_to_keep=9",
         ]
-
-    def data(self, name: str, rows: list[str]) -> tuple[str, str]:
-        """Keys of a job for rows of which every third is held out, wherever the data lie."""
-        train, valid = self.folder / f"{name}.jsonl", self.folder / f"{name}-valid.jsonl"
-        valid.write_text("\n".join(rows[::3]))
-        train.write_text("\n".join(row for number, row in enumerate(rows) if number % 3))
-        return f"train_path={train}", f"valid_path={valid}"
 
     def run(self, name: str, *overrides: str) -> Run:
         job = load_job(self._path, [*self._overrides, f"run_name={name}", *overrides])
@@ -109,10 +99,9 @@ def test_a_real_model_learns_from_rated_answers(runs: Runs, material: Path) -> N
     The reference model is asked beforehand, by workers of its own who leave its numbers beside the data: before the
     first step they are those of the model that is trained, so that all that is measured against them is 0.
     """
-    rows = json.loads((material / "data" / "llama_factory" / "kto_en_demo.json").read_text())
     rated = runs.run(
         "rated",
-        *runs.data("rated", [json.dumps(row) for row in rows]),
+        f"train_path={material / 'data' / 'llama_factory' / 'kto_en_demo.json'}",
         "preference_tuning_config.loss=kto",
         "preference_tuning_config.logprob_processor_scaling_config.batch_size=4",
         "max_steps=10",
