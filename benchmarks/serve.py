@@ -36,6 +36,7 @@ import psutil
 import torch
 
 from llmforge.answers.sampling import Sampling
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
 from tests.export.trained_runs import OPENINGS, full_run
 
@@ -163,7 +164,7 @@ def num_overtaken(asked: list[Asked]) -> int:
 
 def alone(run: Path, folder: Path, num_answers: int) -> float:
     """Tokens per second of `generate`, one answer at a time."""
-    generator: Generator = open_generator(str(run), "best", folder / "cache")
+    generator: Generator = open_generator(find_trained_model(str(run), "best", folder / "cache"))
     began, num_tokens = time.perf_counter(), 0
     for number in range(num_answers):
         conversation = generator.parse([{"role": "user", "content": f"{OPENINGS[number % len(OPENINGS)]} {number}"}])

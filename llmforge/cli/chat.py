@@ -25,9 +25,14 @@ def run_chat(
     source: str, checkpoint: str, system: str | None, sampling: Sampling, threshold: float | None = None
 ) -> None:
     """Read a message, stream the answer, keep the history, until Ctrl-D or `/exit`. Raises `LlmforgeError`."""
+    from llmforge.answers.asked import check_asked
+    from llmforge.inference.find import find_trained_model
+
+    found = find_trained_model(source, checkpoint, cache_folder())
+    check_asked(found.classifier, sampling, threshold)
     from llmforge.inference.generate import open_generator
 
-    generator = open_generator(source, checkpoint, cache_folder(), sampling, threshold)
+    generator = open_generator(found)
     session = ChatSession(system)
     _edit_lines()
     print("Write a message and press Enter. Ctrl-C stops an answer, Ctrl-D leaves, /help says more.", file=sys.stderr)

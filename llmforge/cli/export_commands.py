@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
+from llmforge.cli.places import cache_folder
+
 ExportPrecision = Literal["bf16", "fp16", "fp32", "same"]
 
 
@@ -32,7 +34,10 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for other programs.")] = False,
 ) -> None:
     """Compare prompt ids: llmforge, the chat template, a server, the prepared data; exit code 1 where they differ."""
+    from llmforge.inference.find import find_trained_model
+
+    found = find_trained_model(source, checkpoint, cache_folder())
     from llmforge.cli.verify import run_verify
 
-    if not run_verify(source, checkpoint, num_prompts=num_prompts, as_json=as_json):
+    if not run_verify(found, num_prompts=num_prompts, as_json=as_json):
         raise typer.Exit(1)

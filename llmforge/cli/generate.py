@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmforge.answers.sampling import Sampling
     from llmforge.inference.answer_output import AnswerOutput, AnswerRecord
     from llmforge.inference.answer_rows import AnsweredWindow, Asked, Window
-    from llmforge.inference.load import TrainedSource
+    from llmforge.inference.find import TrainedSource
 
 OnInvalid = Literal["fail", "skip"]
 _MOST_SKIPPED_SHOWN = 20
@@ -57,18 +57,29 @@ def _answer_prompt(options: GenerateOptions, sampling: Sampling) -> None:
     for name, value in {"--output": options.output, "--num-workers": options.num_workers}.items():
         if value is not None:
             raise ConfigError(f"found {name} with --prompt, allowed is it with --messages FILE.jsonl")
+    found = _find(options, sampling)
     from llmforge.inference.generate import open_generator
 
-    generator = open_generator(options.source, options.checkpoint, cache_folder(), sampling, options.threshold)
+    generator = open_generator(found)
     conversation = generator.parse([{"role": "user", "content": options.prompt}])
     if generator.trained.classifier is not None:
-        found = generator.classify(conversation, options.threshold)
-        print(found.label, flush=True)
-        print(probabilities_text(found.probabilities), file=sys.stderr)
+        answer = generator.classify(conversation, options.threshold)
+        print(answer.label, flush=True)
+        print(probabilities_text(answer.probabilities), file=sys.stderr)
         return
     for piece in generator.stream(conversation, sampling):
         print(piece, end="", flush=True)
     print()
+
+
+def _find(options: GenerateOptions, sampling: Sampling) -> TrainedSource:
+    """The model, before the seconds that its libraries take to be imported."""
+    from llmforge.answers.asked import check_asked
+    from llmforge.inference.find import find_trained_model
+
+    found = find_trained_model(options.source, options.checkpoint, cache_folder())
+    check_asked(found.classifier, sampling, options.threshold)
+    return found
 
 
 class _FileRun:
@@ -86,12 +97,10 @@ class _FileRun:
 
         data = read_prompt_file(self._messages, cache_folder())
         rows = self._passed(read_prompt_rows(data, self._messages))
-        from llmforge.answers.classify import check_asked
-        from llmforge.inference.load import find_trained_model, quiet_transformers
+        source = _find(self._options, self._sampling)
+        from llmforge.inference.load import quiet_transformers
 
         quiet_transformers()
-        source = find_trained_model(self._options.source, self._options.checkpoint, cache_folder())
-        check_asked(source.classifier, self._sampling, self._options.threshold)
         rows = self._passed(_check_prompts(rows, self._messages, source, self._sampling))
         output = self._open_output(source, rows, hashlib.sha256(data).hexdigest())
         num_done = 0 if output is None else output.num_done
@@ -146,10 +155,10 @@ class _FileRun:
     ) -> Iterator[AnsweredWindow]:
         from llmforge.inference.answer_rows import WindowAnswerer
         from llmforge.inference.generate import Generator
-        from llmforge.inference.load import load_source
+        from llmforge.inference.load import load_trained_model
 
         progress.note("loading the model")
-        answer = WindowAnswerer(Generator(load_source(source)), self._asked)
+        answer = WindowAnswerer(Generator(load_trained_model(source)), self._asked)
         for window in windows:
             yield answer(window, progress.answered)
 

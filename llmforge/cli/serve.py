@@ -13,7 +13,7 @@ from llmforge.cli.places import cache_folder
 from llmforge.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llmforge.inference.load import TrainedSource
+    from llmforge.inference.find import TrainedSource
     from llmforge.inference.server.models import ModelOptions
     from llmforge.inference.server.run import ServerOptions
 
@@ -62,14 +62,16 @@ def serve(  # noqa: PLR0913 - the options of a command
     api_key = os.environ.get(API_KEY_VARIABLE) or None
     check_binding(host, api_key)
 
-    from llmforge.inference.load import find_trained_model, quiet_transformers
+    from llmforge.inference.find import find_trained_model
+
+    found = [find_trained_model(source, checkpoint, cache_folder()) for source in sources]
+    from llmforge.inference.load import quiet_transformers
     from llmforge.inference.server.engine import EngineLimits
     from llmforge.inference.server.models import ModelOptions
     from llmforge.inference.server.run import ServerOptions
     from llmforge.inference.server.served_model import AnswerLimits
 
     quiet_transformers()
-    found = [find_trained_model(source, checkpoint, cache_folder()) for source in sources]
     limits = EngineLimits(max_concurrency, max_waiting, max_cached_tokens)
     models = ModelOptions(AnswerLimits(max_tokens, max_cached_tokens), limits, engine)
     options = ServerOptions(host, port, api_key, max_body_bytes, drain_seconds)

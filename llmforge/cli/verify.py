@@ -15,14 +15,14 @@ from llmforge.cli.verify_text import VerificationPrinter
 from llmforge.export.prompts import proof_rows
 from llmforge.export.stored import stored_examples
 from llmforge.export.verify import fetch_tokenizer, verify
-from llmforge.inference.load import find_trained_model, quiet_transformers
+from llmforge.inference.find import TrainedSource
+from llmforge.inference.load import quiet_transformers
 
 
-def run_verify(source: str, checkpoint: str, *, num_prompts: int, as_json: bool) -> bool:
+def run_verify(trained: TrainedSource, *, num_prompts: int, as_json: bool) -> bool:
     """Compare and print; whether nothing differs that should not. Raises `LlmforgeError`."""
     quiet_transformers()
     cache = cache_folder()
-    trained = find_trained_model(source, checkpoint, cache)
     folder = fetch_tokenizer(trained, cache)
     stored = stored_examples(trained.uri, trained.job, trained.checkpoint, cache)
     verification = verify(folder, trained.job, proof_rows(trained.job, num_prompts, cache), stored)

@@ -38,7 +38,8 @@ from llmforge.export.stored import read_stats, stored_examples
 from llmforge.export.tokenizer import begin_of_text, save_tokenizer, served_tokenizer
 from llmforge.export.verify import verify
 from llmforge.export.weights import ExportDtype, WeightProof, base_folder, write_weights
-from llmforge.inference.load import TrainedSource, find_trained_model, saved_end_of_sequence_ids
+from llmforge.inference.find import TrainedSource, find_trained_model
+from llmforge.inference.load import saved_end_of_sequence_ids
 from llmforge.metrics.loggers import METRICS_FILE, read_metrics
 from llmforge.models.folder import read_tokenizer_json
 from llmforge.models.load import Precision

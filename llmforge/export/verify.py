@@ -31,7 +31,7 @@ from llmforge.export.comparison import (
 )
 from llmforge.export.prompts import ProofRow, ProofRows
 from llmforge.export.stored import Ids, StoredExamples
-from llmforge.inference.load import TrainedSource
+from llmforge.inference.find import TrainedSource
 from llmforge.models.folder import read_eos_token, read_tokenizer_json
 from llmforge.prompt.messages import Conversation, Message
 from llmforge.prompt.render import render_prompt_segments

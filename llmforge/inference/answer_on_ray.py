@@ -14,6 +14,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from llmforge.answers.prompt_rows import PromptRow
 from llmforge.inference.answer_rows import WINDOW_ROWS, AnsweredWindow, Asked, Window, WindowAnswerer, split_windows
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import open_generator
 from llmforge.inference.ray_workers import device_per_worker, use_assigned_cpus
 
@@ -55,7 +56,7 @@ class _RayWorker:
 
     def __init__(self, plan: WorkerPlan) -> None:
         use_assigned_cpus()
-        generator = open_generator(plan.model_uri, "best", plan.cache_folder)
+        generator = open_generator(find_trained_model(plan.model_uri, "best", plan.cache_folder))
         self._answer = WindowAnswerer(generator, plan.asked)
 
     def __call__(self, row: dict[str, Window]) -> dict[str, AnsweredWindow]:

@@ -16,6 +16,7 @@ from llmforge.answers.sampling import NOTHING_ASKED, Sampling
 from llmforge.config.classifier import Classification, Classifier
 from llmforge.config.job import JobConfig
 from llmforge.errors import ConfigError, DataError
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
 from llmforge.prompt.messages import Conversation
 
@@ -117,8 +118,8 @@ class ChatModel:
 
 
 def open_chat_model(uri: str | os.PathLike[str], checkpoint: str, cache_folder: Path) -> ChatModel:
-    """Load a trained model. Errors as in `load_trained_model`."""
-    return ChatModel(open_generator(os.fspath(uri), checkpoint, cache_folder))
+    """Load a trained model. Errors as in `find_trained_model` and `load_trained_model`."""
+    return ChatModel(open_generator(find_trained_model(os.fspath(uri), checkpoint, cache_folder)))
 
 
 def _limits(batch_size: int | None) -> BatchLimits:

@@ -10,20 +10,21 @@ from collections.abc import Generator as PyGenerator
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from llmforge.answers.asked import check_asked
 from llmforge.answers.batch import Answer, BatchLimits, Prompt, answer_prompts
-from llmforge.answers.classify import check_asked, classify_prompts
+from llmforge.answers.classify import classify_prompts
 from llmforge.answers.draw import generate_arguments
 from llmforge.answers.sampling import NOTHING_ASKED, Sampling
 from llmforge.answers.stops import Stops
 from llmforge.config.classifier import Classification
 from llmforge.errors import ConfigError
-from llmforge.inference.load import TrainedModel, find_trained_model, load_source, quiet_transformers
+from llmforge.inference.find import TrainedSource
+from llmforge.inference.load import TrainedModel, load_trained_model, quiet_transformers
 from llmforge.prompt.messages import Conversation
 
 
@@ -163,11 +164,7 @@ class _WhenSet(StoppingCriteria):  # type: ignore[misc] # transformers is untype
         return torch.full((input_ids.shape[0],), self._left.is_set(), dtype=torch.bool, device=input_ids.device)
 
 
-def open_generator(
-    uri: str, checkpoint: str, cache_folder: Path, sampling: Sampling = NOTHING_ASKED, threshold: float | None = None
-) -> Generator:
-    """Load a trained model for answering. Errors as in `load_trained_model`, and before that those of `check_asked`."""
+def open_generator(source: TrainedSource) -> Generator:
+    """Load a trained model for answering. Errors as in `load_trained_model`."""
     quiet_transformers()
-    source = find_trained_model(uri, checkpoint, cache_folder)
-    check_asked(source.classifier, sampling, threshold)
-    return Generator(load_source(source))
+    return Generator(load_trained_model(source))

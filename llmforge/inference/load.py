@@ -1,12 +1,10 @@
-"""A trained model from wherever it lies: the run's folder, one of its checkpoints, or an exported folder.
+"""A trained model that was found, ready to answer.
 
-In: a URI, local or `s3://`. Out: a `TrainedModel`: base and adapter or full weights on the device, the tokenizer, and
-the prompt format that the checkpoint itself holds. Nothing is asked of the user that the run already knows.
+In: a `TrainedSource`. Out: a `TrainedModel`: base and adapter or full weights on the device, the tokenizer, and the
+prompt format that the checkpoint itself holds. Nothing is asked of the user that the run already knows.
 """
 
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,52 +16,15 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from llmforge.answers.answer_format import AnswerFormat, end_of_sequence_ids
 from llmforge.answers.prompt_maker import PromptMaker
-from llmforge.checkpoint.exported import ExportRecord, read_export_record
-from llmforge.checkpoint.find import CheckpointAddress, find_checkpoint
-from llmforge.checkpoint.names import FOLDER, OPTIMIZER_PREFIX, RESOLVED_JOB_FILE
-from llmforge.checkpoint.records import manifest_of
-from llmforge.checkpoint.store import CheckpointInfo, CheckpointStore
+from llmforge.checkpoint.store import CheckpointInfo
 from llmforge.config.classifier import Classifier
 from llmforge.config.job import JobConfig
-from llmforge.config.job_yaml import job_from_yaml
-from llmforge.config.prompt_format import GenerationConfig as AnswerConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
-from llmforge.errors import CheckpointError
-from llmforge.inference.classifier_file import answer_config, read_classifier
+from llmforge.inference.classifier_file import answer_config
+from llmforge.inference.find import TrainedSource
 from llmforge.models.adapter_files import CONFIG_FILE, load_adapter
 from llmforge.models.folder import model_folder, read_model_facts, read_tokenizer_json
 from llmforge.models.load import DTYPES, Precision, load_base_model, load_tokenizer
-from llmforge.storage.base import Storage, join_uri, open_storage
-from llmforge.storage.manifest import local_folder
-from llmforge.storage.types import DamagedError
-
-EXPORT_FOLDER = "exports"
-"""Holds the exported folders of object stores, in the cache of this machine."""
-
-
-@dataclass(frozen=True)
-class TrainedSource:
-    """A trained model that was found and whose weights have not been read yet."""
-
-    uri: str
-    """Leads to this very model, also once the run has saved a better or later one."""
-    job: JobConfig
-    """The resolved job that trained it."""
-    checkpoint: CheckpointInfo
-    fetch: Callable[[], Path]
-    """Bring its files to this machine; the folder with them, verified. Raises `LlmforgeError`."""
-    fetch_small: Callable[[], Path]
-    """As `fetch`, without the weights."""
-    cache_folder: Path
-    """Where the base model of an adapter comes to, if it lies in an object store."""
-    classifier: Classifier | None
-    """None for a model that writes text."""
-    is_export: bool = False
-
-    @property
-    def generation(self) -> AnswerConfig:
-        """How its answers are made: as its job says, or one label."""
-        return answer_config(self.job, self.classifier)
 
 
 @dataclass(frozen=True)
@@ -96,27 +57,11 @@ class TrainedModel:
         )
 
 
-def load_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> TrainedModel:
-    """Load from a run's folder (`checkpoint`: best, latest or a name), a checkpoint's, or an exported one.
+def load_trained_model(source: TrainedSource) -> TrainedModel:
+    """Load what was found, onto the GPU where there is one.
 
-    Raises `CheckpointError` where there is no complete checkpoint or a file of it is damaged.
+    Raises `CheckpointError` where a file of it is damaged, and what fetching it raises.
     """
-    return load_source(find_trained_model(uri, checkpoint, cache_folder))
-
-
-def find_trained_model(uri: str, checkpoint: str, cache_folder: Path) -> TrainedSource:
-    """Find a trained model and read its job, no weight. Errors as in `load_trained_model`."""
-    # The form of a checkpoint's address decides, so only another folder is looked into.
-    storage = open_storage(uri)
-    record = None if CheckpointAddress.of(uri).name else read_export_record(storage)
-    if record is not None:
-        return _exported(storage, record, cache_folder)
-    store, info = find_checkpoint(uri, checkpoint)
-    return _checkpoint(store, info, cache_folder)
-
-
-def load_source(source: TrainedSource) -> TrainedModel:
-    """Load what was found, onto the GPU where there is one. Errors as in `load_trained_model`."""
     folder = source.fetch()
     decoder = load_tokenizer(folder)
     model = _load_model(source, folder)
@@ -159,53 +104,6 @@ def quiet_transformers() -> None:
     """Let transformers report errors only: answers go to people and to other programs."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-
-
-def _checkpoint(store: CheckpointStore, info: CheckpointInfo, cache_folder: Path) -> TrainedSource:
-    target = cache_folder / FOLDER / info.name
-    needed = [record.path for record in info.files if not record.path.startswith(OPTIMIZER_PREFIX)]
-
-    def fetch(paths: list[str]) -> Path:
-        return store.local_folder(info, target, paths)
-
-    job_file = fetch([RESOLVED_JOB_FILE]) / RESOLVED_JOB_FILE
-    return TrainedSource(
-        uri=join_uri(store.storage.root_uri, FOLDER, info.name),
-        job=job_from_yaml(job_file.read_text(encoding="utf-8"), f"{info.name}/{RESOLVED_JOB_FILE}"),
-        checkpoint=info,
-        fetch=lambda: fetch(needed),
-        fetch_small=lambda: fetch(_without_weights(needed)),
-        cache_folder=cache_folder,
-        classifier=read_classifier(needed, fetch),
-    )
-
-
-def _exported(storage: Storage, record: ExportRecord, cache_folder: Path) -> TrainedSource:
-    # Named by what is in it: an export may be made anew at the same address.
-    version = hashlib.sha256(record.model_dump_json().encode()).hexdigest()[:32]
-    info, target = record.info, cache_folder / EXPORT_FOLDER / version
-
-    def fetch(paths: list[str]) -> Path:
-        try:
-            return local_folder(storage, "", manifest_of(info), target, paths)
-        except DamagedError as error:
-            raise CheckpointError(f"damaged export: {error}\n(export the run again)") from error
-
-    paths = [file.path for file in info.files]
-    return TrainedSource(
-        uri=storage.root_uri,
-        job=record.job,
-        checkpoint=info,
-        fetch=lambda: fetch(paths),
-        fetch_small=lambda: fetch(_without_weights(paths)),
-        cache_folder=cache_folder,
-        classifier=read_classifier(paths, fetch),
-        is_export=True,
-    )
-
-
-def _without_weights(paths: list[str]) -> list[str]:
-    return [path for path in paths if not path.endswith(".safetensors")]
 
 
 def _load_model(source: TrainedSource, folder: Path) -> PreTrainedModel:

@@ -15,8 +15,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from llmforge.answers.asked import check_asked
 from llmforge.answers.batch import BatchLimits, Prompt, in_halves
-from llmforge.answers.classify import check_asked, classify_prompts
+from llmforge.answers.classify import classify_prompts
 from llmforge.answers.sampling import Sampling
 from llmforge.config.classifier import Classifier
 from llmforge.errors import ConfigError

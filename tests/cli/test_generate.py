@@ -53,10 +53,11 @@ def test_a_messages_file_without_rows(llmforge: Llmforge, tmp_path: Path) -> Non
     assert done.stderr == "prompts.jsonl: no rows; expected one JSON object with `messages` per line\n"
 
 
-@pytest.mark.slow
-def test_a_missing_run(llmforge: Llmforge) -> None:
-    done = llmforge("generate", "--prompt", "hi", "runs/no")
-    assert (done.returncode, done.stdout) == (2, "")
+@pytest.mark.parametrize("arguments", [["generate", "--prompt", "hi"], ["chat"], ["serve"], ["verify"]])
+def test_a_missing_run(imports_of: Llmforge, arguments: list[str]) -> None:
+    """Is missed before the seconds that a model's libraries take to be imported."""
+    done = imports_of(("torch", "transformers", "ray"), *arguments, "runs/no")
+    assert (done.returncode, done.stdout) == (2, "imported: []\n")
     assert done.stderr == (
         "runs/no: no complete checkpoint; expected the folder of a run (with checkpoints/ in it) or of one checkpoint\n"
     )

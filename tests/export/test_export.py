@@ -26,7 +26,7 @@ from llmforge.errors import ConfigError, ModelError
 from llmforge.export.folder import ExportRequest, ExportResult, export_run
 from llmforge.export.merge import relative_error
 from llmforge.export.verify import fetch_tokenizer
-from llmforge.inference.load import find_trained_model
+from llmforge.inference.find import find_trained_model
 from llmforge.storage.base import open_storage, read_bytes
 from tests.export.trained_runs import TrainedRun, commit, full_run, logits_of, lora_run
 

@@ -25,7 +25,7 @@ from llmforge.export.prompts import ProofRow, ProofRows, proof_rows
 from llmforge.export.stored import stored_examples
 from llmforge.export.tokenizer import save_tokenizer, served_tokenizer
 from llmforge.export.verify import fetch_tokenizer, verify
-from llmforge.inference.load import find_trained_model
+from llmforge.inference.find import find_trained_model
 from llmforge.prompt.messages import parse_conversation
 from llmforge.storage.base import open_storage
 from tests.export.test_card import STATS

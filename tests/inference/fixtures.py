@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.load import TrainedModel, load_trained_model
 from tests.inference.runs import make_run
 
@@ -14,4 +15,4 @@ from tests.inference.runs import make_run
 def model(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
     """The model as a run would leave it, loaded."""
     folder = tmp_path_factory.mktemp("model")
-    return load_trained_model(str(make_run(stories, folder)), "best", folder / "cache")
+    return load_trained_model(find_trained_model(str(make_run(stories, folder)), "best", folder / "cache"))

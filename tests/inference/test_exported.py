@@ -13,8 +13,9 @@ from llmforge.answers.sampling import Sampling
 from llmforge.checkpoint.exported import EXPORT_RECORD, ExportRecord, read_export_record, write_export_record
 from llmforge.checkpoint.find import find_checkpoint
 from llmforge.errors import CheckpointError
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import open_generator
-from llmforge.inference.load import find_trained_model, load_source, read_prompt_maker
+from llmforge.inference.load import load_trained_model, read_prompt_maker
 from llmforge.models.load import load_base_model
 from llmforge.storage.base import open_storage
 from llmforge.storage.manifest import folder_records
@@ -80,7 +81,7 @@ def test_a_source_leads_to_the_same_model_for_ever(run: Path, tmp_path: Path) ->
 def test_an_export_answers_as_the_run_does(run: Path, exported: Path, tmp_path: Path) -> None:
     answers = []
     for uri in (str(run), str(exported), f"file://{exported}/"):
-        generator = open_generator(uri, "best", tmp_path / "cache")
+        generator = open_generator(find_trained_model(uri, "best", tmp_path / "cache"))
         conversation = generator.parse([{"role": "user", "content": "Once upon a time"}])
         answers.append(generator.answer(conversation, Sampling(max_tokens=12)))
     assert len(answers[0]) > 20
@@ -95,7 +96,7 @@ def test_an_export_is_loaded_in_the_precision_of_its_weights(run: Path, exported
     source = find_trained_model(str(run), "best", tmp_path / "cache")
     record = ExportRecord.of(source.job, source.checkpoint, folder_records(exported))
     write_export_record(open_storage(str(exported)), record)
-    loaded = load_source(find_trained_model(str(exported), "best", tmp_path / "cache"))
+    loaded = load_trained_model(find_trained_model(str(exported), "best", tmp_path / "cache"))
     assert loaded.model.dtype == torch.bfloat16
 
 
@@ -105,7 +106,7 @@ def test_a_damaged_export_is_named(exported: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     (exported / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError) as caught:
-        load_source(find_trained_model(str(exported), "best", tmp_path / "cache"))
+        load_trained_model(find_trained_model(str(exported), "best", tmp_path / "cache"))
     assert "model.safetensors: " in str(caught.value)
     assert "tokenizer.json: missing" in str(caught.value)
     assert str(caught.value).startswith(f"damaged export: {exported}: 2 of 5 files are not what was written:")

@@ -17,6 +17,7 @@ from llmforge.answers.sampling import Sampling
 from llmforge.checkpoint.find import find_checkpoint
 from llmforge.config.model import LoraConfig
 from llmforge.errors import CheckpointError, DataError, ModelError
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
 from llmforge.inference.load import TrainedModel, load_trained_model
 from llmforge.models.adapter import add_adapter
@@ -188,7 +189,9 @@ def test_the_job_alone_says_how_to_sample(stories: Path, tmp_path: Path) -> None
     preferred = {"do_sample": True, "repetition_penalty": 9.0, "top_k": 1, "max_length": 3, "no_repeat_ngram_size": 1}
     (folder / "generation_config.json").write_text(json.dumps({**published, **preferred}))
     commit(tmp_path / "preferring", "step-00000001-a", folder, make_job(stories))
-    plain, preferring = (load_trained_model(str(tmp_path / run), "best", tmp_path) for run in ("plain", "preferring"))
+    plain, preferring = (
+        load_trained_model(find_trained_model(str(tmp_path / run), "best", tmp_path)) for run in ("plain", "preferring")
+    )
     assert answer_of(plain, sampling=SHORT) == answer_of(preferring, sampling=SHORT)
     assert plain.end_of_sequence_ids == preferring.end_of_sequence_ids == {1, 2}
     torch.manual_seed(0)
@@ -211,7 +214,7 @@ def test_an_adapter_on_its_base(stories: Path, tmp_path: Path) -> None:
         shutil.copyfile(stories / file, folder / file)
     job = make_job(stories, lora_config={"r": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]})
     commit(tmp_path / "run", "step-00000003-a", folder, job)
-    model = load_trained_model(str(tmp_path / "run"), "latest", tmp_path / "cache")
+    model = load_trained_model(find_trained_model(str(tmp_path / "run"), "latest", tmp_path / "cache"))
     prompt = prompt_of(model)
     expected = generated_by(adapted.merge_and_unload(), prompt, 12)
     assert expected != generated(model, prompt, 12)
@@ -223,7 +226,7 @@ def test_a_base_model_that_is_gone(stories: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path / "gone", lora_config={"r": 4, "target_modules": ["q_proj"]})
     commit(tmp_path / "run", "step-00000003-a", copied(stories, tmp_path / "adapter"), job)
     with pytest.raises(ModelError, match=r"gone: no such model folder"):
-        load_trained_model(str(tmp_path / "run"), "latest", tmp_path / "cache")
+        load_trained_model(find_trained_model(str(tmp_path / "run"), "latest", tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -257,7 +260,9 @@ def test_a_checkpoint_by_any_name(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_checkpoint_itself_says_how_to_answer(run: Path, tmp_path: Path) -> None:
-    best, latest = (open_generator(str(run), name, tmp_path / "cache") for name in ("best", "latest"))
+    best, latest = (
+        open_generator(find_trained_model(str(run), name, tmp_path / "cache")) for name in ("best", "latest")
+    )
     answers = [generator.answer(generator.parse(ASK), GREEDY) for generator in (best, latest)]
     assert answers[1].startswith(answers[0])
     assert len(answers[1]) > len(answers[0]) > 0
@@ -287,7 +292,7 @@ def test_a_damaged_checkpoint_is_named(run: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(CheckpointError) as caught:
-        load_trained_model(str(run), "best", tmp_path / "cache")
+        load_trained_model(find_trained_model(str(run), "best", tmp_path / "cache"))
     message = str(caught.value)
     assert "model.safetensors: SHA-256" in message
     assert "other checkpoints: step-00000002-a" in message

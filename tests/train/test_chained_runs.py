@@ -17,6 +17,7 @@ from llmforge.checkpoint.lineage import Ancestor, lineage_of
 from llmforge.config.job_yaml import job_from_yaml
 from llmforge.errors import CheckpointError
 from llmforge.export.folder import ExportRequest, export_run
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.load import load_trained_model
 from llmforge.metrics.loggers import read_metrics
 from llmforge.metrics.phase_timer import PhaseTimer
@@ -85,7 +86,9 @@ def test_preferences_behind_supervised_fine_tuning(
     first = next(one for one in read_metrics(Path(dpo.run_uri, "metrics.jsonl")) if "eval/loss" in one)
     # The reference model is the fine-tuned one, and the training starts from it.
     assert first["eval/loss"] == pytest.approx(0.6931, abs=1e-4)
-    weights = [load_trained_model(one.run_uri, "latest", tmp_path / "cache").model for one in (sft, dpo)]
+    weights = [
+        load_trained_model(find_trained_model(one.run_uri, "latest", tmp_path / "cache")).model for one in (sft, dpo)
+    ]
     change = _largest_change(*weights)
     assert 0 < change < 1e-3 < _size(weights[0])
     assert "trained in: sft (step 3) -&gt; dpo" in Path(dpo.run_uri, "report.html").read_text()

@@ -12,7 +12,8 @@ import torch
 
 from llmforge.config.serving import VLLM_MAX_RANK, unservable_choices, vllm_rank
 from llmforge.errors import ConfigError
-from llmforge.inference.load import TrainedSource, has_adapter
+from llmforge.inference.find import TrainedSource
+from llmforge.inference.load import has_adapter
 from llmforge.models.folder import adapter_rank
 
 EngineName = Literal["auto", "vllm", "transformers"]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from llmforge.config.job import JobConfig
 from llmforge.dataset.tokenize import SegmentTokenizer
 from llmforge.errors import ConfigError
-from llmforge.inference.load import TrainedModel, TrainedSource, load_source
+from llmforge.inference.find import TrainedSource
+from llmforge.inference.load import TrainedModel, load_trained_model
 from llmforge.inference.server.engine import Engine, EngineLimits
 from llmforge.inference.server.engine_choice import EngineChoice, EngineName, choose_engine
 from llmforge.inference.server.served_model import AnswerLimits, ServedModel
@@ -47,7 +48,7 @@ class LoadedModels:
 def load_models(sources: Sequence[TrainedSource], names: Sequence[str], options: ModelOptions) -> LoadedModels:
     """Load what is to be served; `names` are those of the sources in their order, none for their own.
 
-    Raises `ConfigError` for wrong names and for sources that cannot share a base; otherwise as `load_source`.
+    Raises `ConfigError` for wrong names and for sources that cannot share a base; otherwise as `load_trained_model`.
     """
     chosen = model_names(sources, names)
     check_shared(sources)
@@ -61,7 +62,7 @@ def load_with_transformers(
     sources: Sequence[TrainedSource], names: Sequence[str], answers: AnswerLimits, limits: EngineLimits
 ) -> tuple[tuple[ServedModel, ...], Engine]:
     """The models in this process, on the GPU where there is one."""
-    first = load_source(sources[0])
+    first = load_trained_model(sources[0])
     trained = [first, *(_beside(first, source, f"adapter_{n}") for n, source in enumerate(sources[1:], start=2))]
     adapters = [_FIRST_ADAPTER, *(f"adapter_{n}" for n in range(2, len(sources) + 1))]
     served = (

@@ -16,7 +16,8 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from llmforge.errors import ConfigError
-from llmforge.inference.load import find_trained_model, quiet_transformers
+from llmforge.inference.find import find_trained_model
+from llmforge.inference.load import quiet_transformers
 from llmforge.inference.ray_workers import use_assigned_cpus
 from llmforge.inference.server.app import make_app
 from llmforge.inference.server.guard import API_KEY_VARIABLE, check_binding

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pydantic import JsonValue
 
 from llmforge.answers.answer_format import AnswerFormat
-from llmforge.answers.classify import check_asked
+from llmforge.answers.asked import check_asked
 from llmforge.answers.sampling import NOTHING_ASKED, Sampling, row_seed
 from llmforge.answers.stops import Stops
 from llmforge.config.classifier import Classifier

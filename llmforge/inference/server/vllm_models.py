@@ -13,13 +13,8 @@ from transformers import AutoConfig
 
 from llmforge.answers.answer_format import AnswerFormat
 from llmforge.config.serving import VLLM_DTYPES
-from llmforge.inference.load import (
-    TrainedSource,
-    has_adapter,
-    read_prompt_maker,
-    saved_end_of_sequence_ids,
-    weights_precision,
-)
+from llmforge.inference.find import TrainedSource
+from llmforge.inference.load import has_adapter, read_prompt_maker, saved_end_of_sequence_ids, weights_precision
 from llmforge.inference.server.async_engine import AsyncEngine
 from llmforge.inference.server.engine import Engine, EngineLimits
 from llmforge.inference.server.served_model import AnswerLimits, ServedModel

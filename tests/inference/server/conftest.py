@@ -8,6 +8,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
 from tests.export.trained_runs import full_run
 from tests.inference.server.servers import Served, serving
@@ -22,7 +23,7 @@ def run(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def generator(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Generator:
     """The same run without a server."""
-    return open_generator(str(run), "best", tmp_path_factory.mktemp("cache"))
+    return open_generator(find_trained_model(str(run), "best", tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")

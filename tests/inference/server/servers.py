@@ -14,7 +14,7 @@ import httpx2
 import openai
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llmforge.inference.load import find_trained_model
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.engine_choice import EngineName
 from llmforge.inference.server.models import ModelOptions, load_models

@@ -12,7 +12,7 @@ import torch
 
 from llmforge.config.classifier import Classifier
 from llmforge.errors import ConfigError
-from llmforge.inference.load import find_trained_model
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.server.engine_choice import choose_engine, decide, vllm_obstacles
 from tests.inference.classifiers import classifier_run, make_classifier, probabilities_of
 from tests.inference.runs import make_run

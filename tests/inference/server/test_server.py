@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 
 from llmforge.answers.sampling import Sampling, row_seed
 from llmforge.errors import ConfigError
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
-from llmforge.inference.load import find_trained_model
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.models import load_models
 from llmforge.inference.server.run import Server, ServerOptions
@@ -390,7 +390,7 @@ def test_two_adapters_in_one_batch(stories: Path, tmp_path: Path) -> None:
     large = lora_run(stories, tmp_path / "large", {"r": 8, "target_modules": ["q_proj", "k_proj", "up_proj"]}).uri
     expected = {}
     for name, uri in (("small", small), ("large", large)):
-        generator = open_generator(str(uri), "best", tmp_path / "cache")
+        generator = open_generator(find_trained_model(str(uri), "best", tmp_path / "cache"))
         expected[name] = generator.answer(generator.parse(ASK), Sampling(max_tokens=30))
     assert expected["small"] != expected["large"]
     with serving([small, large], tmp_path / "cache", names=["small", "large"]) as server:

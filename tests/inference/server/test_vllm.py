@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llmforge.answers.sampling import Sampling
+from llmforge.inference.find import find_trained_model
 from llmforge.inference.generate import Generator, open_generator
 from tests.export.trained_runs import lora_run
 from tests.inference.server.servers import ASK, Served, completed, serving, streamed, text_of, wait_until
@@ -54,7 +55,9 @@ def server(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(scope="module")
 def generators(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Generator]:
     cache = tmp_path_factory.mktemp("cache")
-    return {name: open_generator(str(run), "best", cache) for name, run in zip(NAMES, runs, strict=True)}
+    return {
+        name: open_generator(find_trained_model(str(run), "best", cache)) for name, run in zip(NAMES, runs, strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

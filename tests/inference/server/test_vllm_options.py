@@ -11,7 +11,8 @@ import pytest
 from llmforge.answers.sampling import Sampling
 from llmforge.answers.stops import Stops
 from llmforge.errors import ConfigError
-from llmforge.inference.load import find_trained_model, load_source
+from llmforge.inference.find import find_trained_model
+from llmforge.inference.load import load_trained_model
 from llmforge.inference.server.answer import AnswerRules, ScoredToken
 from llmforge.inference.server.engine import EngineLimits
 from llmforge.inference.server.engine_choice import choose_engine, decide, vllm_obstacles
@@ -102,7 +103,7 @@ def test_vllm_and_transformers_are_asked_and_read_alike(stories: Path, tmp_path:
     runs = {"whole": full_run(stories, tmp_path / "whole"), "adapter": lora_run(stories, tmp_path / "adapter")}
     for name, made in runs.items():
         source = find_trained_model(str(made.uri), "best", tmp_path)
-        served, loaded = served_by_vllm(source, name, LIMITS), load_source(source)
+        served, loaded = served_by_vllm(source, name, LIMITS), load_trained_model(source)
         expected = loaded.answer_format
         assert served.answer_format.stops(Sampling()) == expected.stops(Sampling())
         assert (served.answer_format.context_length, served.longest) == (expected.context_length, 300)
