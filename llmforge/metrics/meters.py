@@ -34,6 +34,8 @@ PARTS = ("data", "forward", "backward", "optimizer")
 """What the time of a step goes into: waiting for its batch, the loss, the gradients, the update of the weights."""
 LABEL_METRICS = {"eval/accuracy": "accuracy", "eval/f1": "F1", "eval/prauc": "PR AUC"}
 """What an evaluation of a classifier may measure, and what people call it."""
+CHOOSING_METRICS = {**LABEL_METRICS, "eval/reward_accuracy": "reward accuracy"}
+"""What may choose the best checkpoint in the place of the loss; higher is better."""
 RANK_MEMORY_PREFIX = "train/peak_memory_bytes_rank_"
 
 

@@ -14,7 +14,7 @@ from llmforge.metrics.charts import draw_charts, draw_lengths
 from llmforge.metrics.data_facts import DataFacts
 from llmforge.metrics.label_charts import draw_label_charts
 from llmforge.metrics.labels import LabelEvaluation
-from llmforge.metrics.meters import LABEL_METRICS, Record
+from llmforge.metrics.meters import CHOOSING_METRICS, LABEL_METRICS, Record
 from llmforge.metrics.page import ExampleSegment, render_page, write_page
 from llmforge.metrics.sample_history import prompt_histories
 from llmforge.metrics.samples import Sample
@@ -30,6 +30,8 @@ class BestCheckpoint:
     uri: str
     eval_loss: float | None = None
     """None for a run without evaluations."""
+    chosen_by: str | None = None
+    """Of `CHOOSING_METRICS`; None: the evaluation loss."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,14 @@ def write_report(path: Path, data: ReportData) -> None:
 def render_report(data: ReportData) -> str:
     """The page as text."""
     records = merge_records(data.records)
-    best = best_evaluation(records)
+    checkpoint = data.best_checkpoint
+    best = best_evaluation(records, None if checkpoint is None else checkpoint.step)
+    chosen_by = None if checkpoint is None else checkpoint.chosen_by
     return render_page(
         "report.html.jinja",
         data=data,
-        tiles=summarise(records),
+        tiles=summarise(records, best, chosen_by),
+        chosen_by=None if chosen_by is None else CHOOSING_METRICS[chosen_by],
         warnings=find_warnings(records),
         charts=draw_charts(records),
         evaluations=[record for record in records if "eval/loss" in record],

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llmforge.metrics.meters import PARTS, RANK_MEMORY_PREFIX, Record, duration_text, loss_meaning
+from llmforge.metrics.meters import CHOOSING_METRICS, PARTS, RANK_MEMORY_PREFIX, Record, duration_text, loss_meaning
 from llmforge.metrics.stretches import Stretch, mean, padding_share, part_share, read_stretches
 
 _UNSEEN_CHARACTERS = re.compile(
@@ -46,18 +46,26 @@ def merge_records(records: Iterable[Record]) -> list[Record]:
     return [merged[step] for step in sorted(merged)]
 
 
-def best_evaluation(records: Sequence[Record]) -> Record | None:
-    """The record with the lowest finite evaluation loss, the first of equals; None without one."""
+def best_evaluation(records: Sequence[Record], step: int | None = None) -> Record | None:
+    """The evaluation of the best checkpoint, which is of this step.
+
+    Without one that with the lowest finite loss, the first of equals; None without any.
+    """
+    chosen = next((record for record in records if record["step"] == step and "eval/loss" in record), None)
+    if chosen is not None:
+        return chosen
     finite = [record for record in records if math.isfinite(record.get("eval/loss", math.nan))]
     return min(finite, key=lambda record: record["eval/loss"], default=None)
 
 
-def summarise(records: Sequence[Record]) -> list[Tile]:
-    """The summary of merged records; what was not measured has no tile."""
+def summarise(records: Sequence[Record], best: Record | None = None, chosen_by: str | None = None) -> list[Tile]:
+    """The summary of merged records; what was not measured has no tile.
+
+    `best` is the best evaluation, by one of `CHOOSING_METRICS` or, with None, by the loss.
+    """
     tiles = []
-    best = best_evaluation(records)
     if best is not None:
-        tiles.append(_best_evaluation_tile(records, best))
+        tiles.append(_best_evaluation_tile(records, best, chosen_by))
     training = [record for record in records if "train/loss" in record]
     if training:
         tiles.append(_loss_tile(training))
@@ -136,12 +144,17 @@ def printable_text(text: str) -> str:
     return _UNSEEN_CHARACTERS.sub(lambda found: _CONTROL_PICTURES.get(found[0], f"<U+{ord(found[0]):04X}>"), text)
 
 
-def _best_evaluation_tile(records: Sequence[Record], best: Record) -> Tile:
-    details = [f"{loss_meaning(best)} at step {best['step']:,}"]
+def _best_evaluation_tile(records: Sequence[Record], best: Record, chosen_by: str | None) -> Tile:
+    loss = decimal_text(best["eval/loss"], 4)
+    if chosen_by is None:
+        name, value, meaning = "evaluation loss", loss, loss_meaning(best)
+    else:
+        name, value, meaning = CHOOSING_METRICS[chosen_by], f"{100 * best[chosen_by]:.1f} %", f"evaluation loss {loss}"
+    details = [f"{meaning} at step {best['step']:,}"]
     base = next((record["eval/loss"] for record in records if record["step"] == 0 and "eval/loss" in record), None)
     if base is not None:
         details.append(f"loss {decimal_text(base, 4)} before training")
-    return Tile("Best evaluation loss", decimal_text(best["eval/loss"], 4), "; ".join(details))
+    return Tile(f"Best {name}", value, "; ".join(details))
 
 
 def _loss_tile(training: Sequence[Record]) -> Tile:

@@ -18,6 +18,7 @@ from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, w
 from llmforge.metrics.samples import Sample
 from llmforge.storage.base import Storage, read_bytes
 from llmforge.storage.uri import join_key, join_uri
+from llmforge.train.evaluate import compared_by
 
 REPORT_FILE = "report.html"
 
@@ -34,6 +35,7 @@ def store_report(
 ) -> None:
     """Write `report.html` into the run's folder, where `storage` is rooted; `preview` are rows by their place."""
     run_name, run_uri, lineage = str(job.run_name), storage.root_uri, lineage_of(best)
+    measure = compared_by(job)
     description = f"{job.model_id}, {job.method}, {job.devices_text} x {job.accelerator}, {job.precision}"
     data = ReportData(
         run_name=run_name,
@@ -42,7 +44,11 @@ def store_report(
         job_yaml=job_text,
         description=f"{description}; trained in: {lineage_text(lineage, run_name)}" if lineage else description,
         best_checkpoint=BestCheckpoint(
-            best.name, best.step, join_uri(run_uri, "checkpoints", best.name), best.eval_loss
+            name=best.name,
+            step=best.step,
+            uri=join_uri(run_uri, FOLDER, best.name),
+            eval_loss=best.eval_loss,
+            chosen_by=None if measure is None else f"eval/{measure}",
         ),
         commands=use_commands(run_uri, is_classifier=bool(job.labels)),
         examples=[_example(place, pieces) for place, pieces in preview.items()],

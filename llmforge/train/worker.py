@@ -277,7 +277,7 @@ def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
         eval_first=job.eval_first,
         early_stopping=job.early_stopping,
         seed=job.seed,
-        best_by=compared_by(job.preference_tuning_config, job.classifier_config),
+        best_by=compared_by(job),
     )
 
 

@@ -58,6 +58,21 @@ def test_everything_is_on_the_page() -> None:
         assert expected in text
 
 
+def test_the_best_checkpoint_is_the_one_that_was_chosen() -> None:
+    """Also where the loss is lower at another step: pairs are told apart best at step 4, and the loss falls on."""
+    accuracies = {0: 0.0, 4: 0.75, 8: 0.7}
+    records = [
+        {"step": step, "eval/loss": 0.7 - step / 100, "eval/reward_accuracy": accuracy, "eval/reward_margin": 0.1}
+        for step, accuracy in accuracies.items()
+    ]
+    best = BestCheckpoint("step-00000004-ab", 4, "run/checkpoints/step-00000004-ab", 0.66, "eval/reward_accuracy")
+    text = text_of(render_report(replace(DATA, records=records, best_checkpoint=best)))
+    assert "Best reward accuracy 75.0 % evaluation loss 0.6600 at step 4; loss 0.7000 before training" in text
+    assert "Best checkpoint: step 4, evaluation loss 0.6600, chosen by reward accuracy" in text
+    assert "4 (best) 0.6600 75.0 %" in text
+    assert text.count("(best)") == 1
+
+
 def test_trained_text_is_marked_and_control_tokens_and_line_ends_are_visible() -> None:
     (example,) = re.findall(r'<pre tabindex="0">(.*?)</pre>', render_report(DATA), flags=re.DOTALL)
     assert example == (

@@ -53,7 +53,7 @@ def test_summary_of_a_run() -> None:
             "train/step_seconds": 1.0,
         },
     ]
-    assert summarise(records) == [
+    assert summarise(records, best_evaluation(records)) == [
         Tile("Best evaluation loss", "1.5000", "perplexity 4.48 at step 20; loss 3.0000 before training"),
         Tile("Final training loss", "0.5000", "2.0000 at step 10"),
         Tile("Steps", "30", "1.50 epochs"),

@@ -86,6 +86,8 @@ def test_a_real_model_learns_real_preferences(shipped: Run) -> None:
 def test_what_is_shown_of_pairs(shipped: Run) -> None:
     page = (Path(shipped.result.run_uri) / "report.html").read_text()
     assert "<th>Accuracy</th>" in page and "<th>Perplexity</th>" not in page
+    assert "chosen by reward accuracy" in page
+    assert f"<td>{shipped.result.best.step} (best)</td>" in page
     assert "Reward accuracy" in page
     assert ", rejected" in page
     found = re.search(r"train: (\d+) pairs in (\d+) sequences", shipped.shown)
