@@ -25,6 +25,7 @@ from llmforge.config.pasted import QuoteRepair, find_odd_templates, repair_quote
 from llmforge.config.prompt_format import PromptFormat
 from llmforge.config.rules import find_contradictions
 from llmforge.config.secrets import find_secrets
+from llmforge.config.training import REWARD_ACCURACY
 from llmforge.config.unsupported import find_unsupported
 from llmforge.config.wording import find_schema_problems
 from llmforge.config.yaml_file import YamlDocument, parse_yaml
@@ -52,6 +53,14 @@ class JobConfig(JobKeys):
     def is_rated(self) -> bool:
         """Whether every row of a job is one answer that is desirable or not."""
         return self.preference_tuning_config is not None and self.preference_tuning_config.loss == "kto"
+
+    @property
+    def best_by(self) -> str | None:
+        """The measure of evaluations whose highest value is the best; None: the lowest loss."""
+        preference, classifier = self.preference_tuning_config, self.classifier_config
+        if classifier is not None and classifier.best_by != "loss":
+            return classifier.best_by
+        return REWARD_ACCURACY if preference is not None and preference.best_by == "accuracy" else None
 
     @property
     def labels(self) -> tuple[str, ...]:

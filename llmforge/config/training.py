@@ -143,6 +143,10 @@ class LogprobScaling(StrictModel):
     """Sequences per batch."""
 
 
+REWARD_ACCURACY = "reward_accuracy"
+"""Name of the measure that `best_by: accuracy` of a preference tuning means."""
+
+
 class PreferenceTuningConfig(StrictModel):
     """Learning from pairs of a chosen and a rejected answer, or with kto from single answers, good and bad ones."""
 

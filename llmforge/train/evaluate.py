@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from llmforge.config.job import JobConfig
 from llmforge.train.batches import Batch, TrainingBatches
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.preference_losses import ACCURACY
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,3 @@ def evaluate(
 
     loss, measures = engine.measure(counted, batches.loss_weight)
     return EvaluationResult(loss, batches.num_trained_tokens, measures)
-
-
-def compared_by(job: JobConfig) -> str | None:
-    """The measure that says which of several evaluations is the best, higher is better; None: their loss."""
-    preference, classifier = job.preference_tuning_config, job.classifier_config
-    if classifier is not None and classifier.best_by != "loss":
-        return classifier.best_by
-    return ACCURACY if preference is not None and preference.best_by == "accuracy" else None

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from llmforge.config.training import PreferenceTuningConfig
+from llmforge.config.training import REWARD_ACCURACY, PreferenceTuningConfig
 
-ACCURACY = "reward_accuracy"
 MEASURES = (
-    *("reward_chosen", "reward_rejected", "reward_margin", ACCURACY),
+    *("reward_chosen", "reward_rejected", "reward_margin", REWARD_ACCURACY),
     *("log_probability_chosen", "log_probability_rejected"),
 )
 """What is measured of every pair, in the order of `measure_pairs`; as the mean over pairs it is a metric."""

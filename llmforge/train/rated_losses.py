@@ -14,11 +14,10 @@ from dataclasses import dataclass
 
 import torch
 
-from llmforge.config.training import PreferenceTuningConfig
-from llmforge.train.preference_losses import ACCURACY
+from llmforge.config.training import REWARD_ACCURACY, PreferenceTuningConfig
 
 RATED_SUMS = (
-    *("desirable", "reward_desirable", "reward_undesirable", ACCURACY),
+    *("desirable", "reward_desirable", "reward_undesirable", REWARD_ACCURACY),
     *("log_probability_desirable", "log_probability_undesirable", "kl"),
 )
 """What is added up over answers, in the order of `measure_rated`: the number of desirable ones, then their measures."""
@@ -89,7 +88,7 @@ def rated_means(sums: Sequence[float], num_answers: float) -> dict[str, float]:
     total = dict(zip(RATED_SUMS, sums, strict=True))
     num_desirable = total["desirable"]
     counts = {"desirable": num_desirable, "undesirable": num_answers - num_desirable}
-    means = {ACCURACY: total[ACCURACY] / num_answers, "kl": total["kl"] / num_answers}
+    means = {REWARD_ACCURACY: total[REWARD_ACCURACY] / num_answers, "kl": total["kl"] / num_answers}
     for kind, count in counts.items():
         if count:
             means |= {f"{name}_{kind}": total[f"{name}_{kind}"] / count for name in ("reward", "log_probability")}

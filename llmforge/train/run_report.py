@@ -18,7 +18,6 @@ from llmforge.metrics.report import BestCheckpoint, ReportData, ReportExample, w
 from llmforge.metrics.samples import Sample
 from llmforge.storage.base import Storage, read_bytes
 from llmforge.storage.uri import join_key, join_uri
-from llmforge.train.evaluate import compared_by
 
 REPORT_FILE = "report.html"
 
@@ -35,7 +34,6 @@ def store_report(
 ) -> None:
     """Write `report.html` into the run's folder, where `storage` is rooted; `preview` are rows by their place."""
     run_name, run_uri, lineage = str(job.run_name), storage.root_uri, lineage_of(best)
-    measure = compared_by(job)
     description = f"{job.model_id}, {job.method}, {job.devices_text} x {job.accelerator}, {job.precision}"
     data = ReportData(
         run_name=run_name,
@@ -48,7 +46,7 @@ def store_report(
             step=best.step,
             uri=join_uri(run_uri, FOLDER, best.name),
             eval_loss=best.eval_loss,
-            chosen_by=None if measure is None else f"eval/{measure}",
+            chosen_by=None if job.best_by is None else f"eval/{job.best_by}",
         ),
         commands=use_commands(run_uri, is_classifier=bool(job.labels)),
         examples=[_example(place, pieces) for place, pieces in preview.items()],

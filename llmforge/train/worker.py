@@ -41,7 +41,7 @@ from llmforge.train.channel import Event, Sender
 from llmforge.train.checkpoints import CheckpointWriter, RunIdentity
 from llmforge.train.classifier_files import ClassifierFiles
 from llmforge.train.engine import TrainingEngine
-from llmforge.train.evaluate import EvaluationResult, compared_by, evaluate
+from llmforge.train.evaluate import EvaluationResult, evaluate
 from llmforge.train.loop import LoopParts, LoopPlan, train
 from llmforge.train.memory import device_memory_bytes, shortage_explained
 from llmforge.train.model import PreparedModel, build_tokenizer, prepare_model
@@ -277,7 +277,7 @@ def _plan(job: JobConfig, steps_per_epoch: int) -> LoopPlan:
         eval_first=job.eval_first,
         early_stopping=job.early_stopping,
         seed=job.seed,
-        best_by=compared_by(job),
+        best_by=job.best_by,
     )
 
 
