@@ -22,6 +22,7 @@ def run(repository: Path, *command: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_step_beside_other_programs(repository: Path, material: Path, tmp_path: Path) -> None:
     run(
         repository, "train.py", "--repetitions", "1", "--num-steps", "3", "--layers", "1", "--hidden", "32",
